@@ -1,0 +1,50 @@
+"""Questions that a model writes from the context, for videos that came without any."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlm_rlaif.datagen import prompt
+from vlm_rlaif.datagen.add import make_question
+from vlm_rlaif.datagen.engine import Completion, Request
+from vlm_rlaif.datagen.job import Row, Unreadable
+from vlm_rlaif.warehouse.config import Asking
+from vlm_rlaif.warehouse.records import Record, Spec, row_id
+from vlm_rlaif.warehouse.store import Warehouse
+
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])?\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class AskStage:
+    """One request per video; every line of the reply that ends in a question mark is a question."""
+
+    recipe: Asking
+    spec: Spec
+    context_spec: str
+    name: str = "ask"
+
+    def pending(self, warehouse: Warehouse) -> list[Row]:
+        rows = warehouse.rows(
+            "SELECT x.video_id, x.context_id, x.text FROM contexts x WHERE x.spec_id = ?"
+            " AND NOT EXISTS (SELECT 1 FROM questions q WHERE q.video_id = x.video_id)"
+            " ORDER BY x.video_id",
+            [self.context_spec],
+        )
+        return [{**r, "row_id": row_id("ask", self.spec.spec_id, r["context_id"])} for r in rows]
+
+    def request(self, warehouse: Warehouse, row: Row) -> Request:
+        said = prompt.load(self.recipe.prompt).render(context=row["text"])
+        return Request(row["row_id"], said.user, said.system, sampling=self.recipe.sampling)
+
+    def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
+        lines = (_BULLET.sub("", line).strip() for line in completion.text.splitlines())
+        asked = list(dict.fromkeys(line for line in lines if line.endswith("?")))
+        if not asked:
+            raise Unreadable("unparsable", "No line of the reply ends in a question mark.")
+        return [
+            make_question(row["video_id"], {"question": text}, "ask", run_id, self.spec.spec_id)
+            for text in asked
+        ]

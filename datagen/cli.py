@@ -1,0 +1,193 @@
+"""`vlm-rlaif add` and `vlm-rlaif datagen ...`: one command per stage, all with the same options."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, warehouse_argument
+
+if TYPE_CHECKING:
+    from vlm_rlaif.datagen.job import Outcome, Stage
+    from vlm_rlaif.warehouse.config import Recipe
+    from vlm_rlaif.warehouse.store import Warehouse
+
+
+def stage_options(command: Any) -> Any:
+    """The options that every stage has."""
+    for option in reversed(
+        [
+            warehouse_argument,
+            click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file."),
+            click.option("--model", help="Use this model (folder, hub id, embedded:NAME) instead."),
+            click.option("--engine", "engine_name", default="auto", show_default=True,
+                         type=click.Choice(["auto", "transformers", "vllm"])),
+            click.option("--limit", type=int, help="At most this many rows."),
+            click.option("--dry-run", is_flag=True, help="Say what would be computed; load no model."),
+            click.option("--retry-failed", is_flag=True, help="Try failed rows once more."),
+            click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
+        ]
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@click.command()
+@warehouse_argument
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--questions", type=click.Path(path_type=Path), help="JSONL with a `question` a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def add(warehouse: Path, folder: Path, questions: Path | None, as_json: bool) -> int:
+    """Add the videos below FOLDER, and questions about them."""
+    from vlm_rlaif.datagen.add import add_questions, add_videos, read_questions
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    opened = Warehouse.open(warehouse)
+    if questions:
+        read_questions(questions)  # complain about a bad file before any video is read
+    outcomes = [add_videos(opened, folder)]
+    if questions:
+        outcomes.append(add_questions(opened, questions))
+    bad = opened.rows("SELECT uri, status FROM videos WHERE status <> 'ok'")
+    for video in bad:
+        click.echo(f"unreadable: {video['uri']}: {video['status']}", err=True)
+    finish(outcomes, as_json)
+    return EXIT_FAILED_ROWS if bad else 0
+
+
+@click.group()
+def datagen() -> None:
+    """What models say about videos: clips, captions, contexts, questions, responses, pairs."""
+
+
+def finish(outcomes: Sequence[Outcome], as_json: bool) -> int:
+    """Print how stages ended; the exit code of the command."""
+    if as_json:
+        click.echo(json.dumps([asdict(outcome) for outcome in outcomes]))
+    else:
+        for outcome in outcomes:
+            click.echo(str(outcome))
+    return EXIT_FAILED_ROWS if any(outcome.failed for outcome in outcomes) else 0
+
+
+def run_stages(
+    warehouse: Path, stages: Sequence[Stage], *, engine_name: str, limit: int | None,
+    dry_run: bool, retry_failed: bool, as_json: bool,
+) -> int:  # fmt: skip
+    """Run stages that ask a model, or with `dry_run` say what they would do."""
+    from vlm_rlaif.datagen.engines import Engines
+    from vlm_rlaif.datagen.job import run_stage
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    opened = Warehouse.open(warehouse)
+    if dry_run:
+        for stage in stages:
+            click.echo(estimate(opened, stage))
+        return 0
+    engines = Engines(engine_name)
+    outcomes = [
+        run_stage(
+            opened, stage, engines.of(stage.spec.model), limit=limit, retry_failed=retry_failed
+        )
+        for stage in stages
+    ]
+    return finish(outcomes, as_json)
+
+
+def estimate(warehouse: Warehouse, stage: Stage) -> str:
+    """Rows, frames and words that a stage would cost, and seconds at the pace of its earlier runs."""
+    rows = stage.pending(warehouse)
+    requests = [stage.request(warehouse, row) for row in rows[:50]]
+    scale = len(rows) / max(1, len(requests))
+    frames = sum(r.video.frames.count for r in requests if r.video) * scale
+    words = sum(len(f"{r.system} {r.user}".split()) for r in requests) * scale
+    pace = warehouse.value(
+        "SELECT sum(epoch(ended_at - started_at)) / nullif(sum(rows_written), 0) FROM runs WHERE stage = ?",
+        [stage.name],
+    )
+    time = f", about {pace * len(rows):.0f} s at the pace of earlier runs" if pace else ""
+    return (
+        f"{stage.name}: {len(rows)} rows would be computed by {stage.spec.model} ({stage.spec.prompt}):"
+        f" {frames:.0f} frames, about {words:.0f} words of prompt{time}"
+    )
+
+
+def _load(recipe_name: str, model: str | None) -> Recipe:
+    from vlm_rlaif.warehouse.config import load
+
+    return load(recipe_name, model)
+
+
+def _model_stage(name: str, help_text: str, make: Callable[[Recipe], Stage]) -> None:
+    @datagen.command(name, help=help_text)
+    @stage_options
+    def command(warehouse: Path, recipe_name: str, model: str | None, **options: Any) -> int:
+        return run_stages(warehouse, [make(_load(recipe_name, model))], **options)
+
+
+def _derived_stage(
+    name: str, help_text: str, derive: Callable[[Warehouse, Recipe], Outcome]
+) -> None:
+    @datagen.command(name, help=help_text)
+    @warehouse_argument
+    @click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file.")
+    @click.option("--model", help="The model that the other stages used instead of the recipe's.")
+    @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+    def command(warehouse: Path, recipe_name: str, model: str | None, as_json: bool) -> int:
+        from vlm_rlaif.warehouse.store import Warehouse
+
+        recipe = _load(recipe_name, model)
+        return finish([derive(Warehouse.open(warehouse), recipe)], as_json)
+
+
+def _caption(recipe: Recipe) -> Stage:
+    from vlm_rlaif.datagen.plan import caption_stage
+
+    return caption_stage(recipe)
+
+
+def _ask(recipe: Recipe) -> Stage:
+    from vlm_rlaif.datagen.plan import ask_stage
+
+    return ask_stage(recipe)
+
+
+def _respond(recipe: Recipe) -> Stage:
+    from vlm_rlaif.datagen.plan import respond_stage
+
+    return respond_stage(recipe)
+
+
+def _clip(warehouse: Warehouse, recipe: Recipe) -> Outcome:
+    from vlm_rlaif.datagen.clip import clip
+    from vlm_rlaif.datagen.plan import part
+
+    return clip(warehouse, part(recipe, "clip"))
+
+
+def _context(warehouse: Warehouse, recipe: Recipe) -> Outcome:
+    from vlm_rlaif.datagen.context import context
+    from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec
+
+    caption = caption_stage(recipe).spec.spec_id
+    return context(warehouse, context_spec(recipe), caption, clip_method(recipe))
+
+
+def _pair(warehouse: Warehouse, recipe: Recipe) -> Outcome:
+    from vlm_rlaif.datagen.pair import pair
+    from vlm_rlaif.datagen.plan import respond_stage
+
+    return pair(warehouse, respond_stage(recipe).spec.spec_id)
+
+
+_derived_stage("clip", "Cut every video into clips.", _clip)
+_model_stage("caption", "Describe every clip in detail.", _caption)
+_derived_stage("context", "Join the captions of a video into its narrative.", _context)
+_model_stage("ask", "Write questions about videos that have none.", _ask)
+_model_stage("respond", "Sample several responses to every question.", _respond)
+_derived_stage("pair", "Pair the responses of every question.", _pair)

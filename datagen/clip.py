@@ -1,0 +1,64 @@
+"""Clips: a video cut into parts by time. No model, no pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from vlm_rlaif.datagen.job import Outcome, derive
+from vlm_rlaif.warehouse.config import Clips
+from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.records import Clip, Record, row_id
+from vlm_rlaif.warehouse.store import Warehouse
+
+SHORTEST_S = 0.2
+"""A rest shorter than this joins the clip before it."""
+
+
+def method_name(recipe: Clips) -> str:
+    """`parts:3` or `seconds:2.0`; stored with every clip, and how later stages find the right ones."""
+    if (recipe.parts is None) == (recipe.seconds is None):
+        raise UserError("clip: give either `parts` or `seconds`.")
+    return f"parts:{recipe.parts}" if recipe.parts else f"seconds:{recipe.seconds}"
+
+
+def cut(duration_s: float, recipe: Clips) -> list[tuple[float, float]]:
+    """(start, end) of every clip in seconds.
+
+    >>> cut(6.0, Clips(parts=3))
+    [(0.0, 2.0), (2.0, 4.0), (4.0, 6.0)]
+    >>> cut(5.1, Clips(seconds=2.5))
+    [(0.0, 2.5), (2.5, 5.1)]
+    """
+    if recipe.parts:
+        edges = [duration_s * part / recipe.parts for part in range(recipe.parts + 1)]
+    else:
+        step = recipe.seconds or duration_s
+        edges = [0.0]
+        while edges[-1] + step < duration_s - SHORTEST_S:
+            edges.append(edges[-1] + step)
+        edges.append(duration_s)
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def clip(warehouse: Warehouse, recipe: Clips) -> Outcome:
+    """Cut every readable video that has no clips of this method yet."""
+    method = method_name(recipe)
+
+    def rows(run_id: str) -> Sequence[Record]:
+        waiting = warehouse.rows(
+            "SELECT video_id, duration_s FROM videos v WHERE status = 'ok' AND duration_s > 0 AND NOT EXISTS"
+            " (SELECT 1 FROM clips c WHERE c.video_id = v.video_id AND c.method = ?) ORDER BY video_id",
+            [method],
+        )
+        return [
+            Clip(
+                clip_id=row_id("clip", video["video_id"], method, start_s, end_s),
+                video_id=video["video_id"], start_s=start_s, end_s=end_s, method=method,
+                run_id=run_id,
+            )
+            for video in waiting
+            for start_s, end_s in cut(video["duration_s"], recipe)
+        ]  # fmt: skip
+
+    return derive(warehouse, "clip", asdict(recipe), rows)

@@ -1,0 +1,59 @@
+"""Contexts: the narrative that the judge reads. The captions of a video's clips, in time order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from vlm_rlaif.datagen import prompt
+from vlm_rlaif.datagen.job import Outcome, derive
+from vlm_rlaif.warehouse.records import Context, Record, Spec, row_id
+from vlm_rlaif.warehouse.store import Warehouse
+
+
+def narrate(line: prompt.Prompt, clips: Sequence[dict[str, Any]]) -> str:
+    """One line per clip with its seconds.
+
+    >>> line = prompt.parse("line", "{start_s}-{end_s} s: {caption}")
+    >>> narrate(line, [{"start_s": 0.0, "end_s": 2.5, "text": "A dog runs."}])
+    '0-2.5 s: A dog runs.'
+    """
+    return "\n".join(
+        line.render(
+            start_s=f"{clip['start_s']:.3g}", end_s=f"{clip['end_s']:.3g}", caption=clip["text"]
+        ).user
+        for clip in clips
+    )
+
+
+def context(warehouse: Warehouse, spec: Spec, caption_spec: str, clip_method: str) -> Outcome:
+    """Build the context of every video all of whose clips have captions."""
+    line = prompt.load(spec.prompt)
+
+    def rows(run_id: str) -> Sequence[Record]:
+        captions = warehouse.rows(
+            "SELECT c.video_id, x.caption_id, x.text, c.start_s, c.end_s FROM clips c"
+            " LEFT JOIN captions x ON x.clip_id = c.clip_id AND x.spec_id = ?"
+            " WHERE c.method = ? ORDER BY c.video_id, c.start_s",
+            [caption_spec, clip_method],
+        )
+        by_video: dict[str, list[dict[str, Any]]] = {}
+        for caption in captions:
+            by_video.setdefault(caption["video_id"], []).append(caption)
+        known = {r["context_id"] for r in warehouse.rows("SELECT context_id FROM contexts")}
+        made: list[Record] = []
+        for video_id, clips in by_video.items():
+            ids = [clip["caption_id"] for clip in clips]
+            context_id = row_id("context", spec.spec_id, ids)
+            if None in ids or context_id in known:
+                continue
+            made.append(
+                Context(
+                    context_id=context_id, video_id=video_id, spec_id=spec.spec_id,
+                    caption_ids=ids, text=narrate(line, clips), run_id=run_id,
+                )
+            )  # fmt: skip
+        return made
+
+    return derive(warehouse, "context", dataclasses.asdict(spec), rows)

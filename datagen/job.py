@@ -1,0 +1,210 @@
+"""The one driver of every stage: pending rows -> requests -> engine -> journal -> rows.
+
+A stage says what is pending, how to ask for it and how to read the reply. This file owns everything else: one job
+per stage at a time, the journal, failures as rows, progress, interruption, the record of the run. Running a
+stage whose rows all stand writes nothing, not even a run.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any, Protocol
+
+from vlm_rlaif.datagen.engine import Completion, Engine, Request
+from vlm_rlaif.datagen.progress import Bar
+from vlm_rlaif.warehouse.journal import Journal, only_one, replay
+from vlm_rlaif.warehouse.records import Failure, Record, Run, Spec
+from vlm_rlaif.warehouse.store import Warehouse
+
+Row = dict[str, Any]
+"""A pending row: `row_id` and whatever the stage needs to ask for it."""
+
+
+class Unreadable(Exception):
+    """A reply that is no answer. It becomes a failure, with the model's words."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Stage(Protocol):
+    """What differs between captioning, answering and judging."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def spec(self) -> Spec: ...
+
+    def pending(self, warehouse: Warehouse) -> list[Row]:
+        """Rows that do not stand yet, requests of one video together."""
+
+    def request(self, warehouse: Warehouse, row: Row) -> Request:
+        """What to ask the engine for this row."""
+
+    def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
+        """The rows that the reply becomes; raises `Unreadable`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a stage ended."""
+
+    stage: str
+    written: int = 0
+    failed: int = 0
+    pending: int = 0
+    """Rows that were waiting when it started."""
+    run_id: str | None = None
+
+    def __str__(self) -> str:
+        if not self.pending and not self.written:
+            return f"{self.stage}: nothing to do"
+        failed = f", {self.failed} failed (see the table failures)" if self.failed else ""
+        return f"{self.stage}: {self.written} rows written{failed}"
+
+
+def run_stage(
+    warehouse: Warehouse,
+    stage: Stage,
+    engine: Callable[[], Engine],
+    *,
+    limit: int | None = None,
+    retry_failed: bool = False,
+) -> Outcome:
+    """Compute every pending row of a stage. The engine is made only when there is work for it."""
+    with only_one(warehouse, stage.name):
+        replay(warehouse)
+        attempts = failed_attempts(warehouse, stage.name)
+        waiting = stage.pending(warehouse)
+        if not retry_failed:
+            waiting = [row for row in waiting if row["row_id"] not in attempts]
+        waiting = waiting[:limit]
+        if not waiting:
+            return Outcome(stage.name)
+        model = engine()
+        with record_run(warehouse, stage.name, asdict(stage.spec), model.name) as run:
+            _pump(warehouse, stage, model, waiting, attempts, run)
+        return Outcome(stage.name, run.written, run.failed, len(waiting), run.run_id)
+
+
+def failed_attempts(warehouse: Warehouse, stage: str) -> dict[str, int]:
+    """Row id -> number of attempts that have failed so far."""
+    sql = "SELECT row_id, max(attempt) AS attempt FROM failures WHERE stage = ? GROUP BY row_id"
+    return {row["row_id"]: row["attempt"] for row in warehouse.rows(sql, [stage])}
+
+
+def _pump(
+    warehouse: Warehouse, stage: Stage, engine: Engine, waiting: list[Row],
+    attempts: dict[str, int], run: OpenRun,
+) -> None:  # fmt: skip
+    by_id = {row["row_id"]: row for row in waiting}
+    journal = Journal(warehouse, run.run_id)
+    try:
+        with Bar(stage.name, len(waiting)) as bar:
+            for done in engine.generate(stage.request(warehouse, row) for row in waiting):
+                rows = _read(stage, by_id[done.request_id], done, run.run_id, attempts)
+                journal.append(rows)
+                failures = sum(isinstance(row, Failure) for row in rows)
+                run.failed += failures
+                run.written += len(rows) - failures
+                run.tokens_in += done.tokens_in
+                run.tokens_out += done.tokens_out
+                bar.advance(1, f"{run.failed} failed" if run.failed else "")
+    finally:
+        journal.close()
+
+
+def _read(
+    stage: Stage, row: Row, done: Completion, run_id: str, attempts: dict[str, int]
+) -> Sequence[Record]:
+    kind, message = done.error_kind, done.error
+    if not done.error:
+        try:
+            return stage.parse(row, done, run_id)
+        except Unreadable as error:
+            kind, message = error.kind, str(error)
+    return [
+        Failure(
+            row_id=row["row_id"], stage=stage.name, attempt=attempts.get(row["row_id"], 0) + 1,
+            kind=kind, message=message, reply=done.text or None, run_id=run_id,
+        )
+    ]  # fmt: skip
+
+
+def derive(
+    warehouse: Warehouse,
+    stage: str,
+    config: dict[str, Any],
+    rows: Callable[[str], Sequence[Record]],
+) -> Outcome:
+    """Append rows that need no model, in one transaction. `rows` makes the missing ones for a run id."""
+    with only_one(warehouse, stage):
+        replay(warehouse)
+        run_id = new_run_id()
+        made = rows(run_id)
+        if not made:
+            return Outcome(stage)
+        with record_run(warehouse, stage, config, "none", run_id) as run:
+            run.written = warehouse.append(made)
+        return Outcome(stage, run.written, 0, len(made), run_id)
+
+
+@dataclass(slots=True)
+class OpenRun:
+    """Counters of a run that is under way."""
+
+    run_id: str
+    written: int = 0
+    failed: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+def new_run_id() -> str:
+    """Runs sort by time: `20261124-131502-3f9a1c`."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+@contextmanager
+def record_run(
+    warehouse: Warehouse, stage: str, config: dict[str, Any], engine: str, run_id: str | None = None
+) -> Iterator[OpenRun]:
+    """Write the run's row at the start and its end whatever happens in between."""
+    run = OpenRun(run_id or new_run_id())
+    warehouse.append(
+        [
+            Run(
+                run_id=run.run_id, stage=stage, config=json.dumps(config, sort_keys=True),
+                code_version=version("vlm-rlaif"), engine=engine, host=platform.node(),
+                started_at=_now(),
+            )
+        ]
+    )  # fmt: skip
+    if "spec_id" in config:
+        warehouse.append([Spec(**{**config, "run_id": run.run_id})])
+    status = "failed"
+    try:
+        yield run
+        status = "done"
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    finally:
+        warehouse.execute(
+            "UPDATE runs SET ended_at = ?, status = ?, rows_written = ?, rows_failed = ?,"
+            " tokens_in = ?, tokens_out = ? WHERE run_id = ?",
+            [_now(), status, run.written, run.failed, run.tokens_in, run.tokens_out, run.run_id],
+        )
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)

@@ -1,0 +1,90 @@
+"""Answers: what a model says to the questions of a split, greedily or sampled. Rows, like everything else."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlm_rlaif.datagen import prompt
+from vlm_rlaif.datagen.caption import text_of
+from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
+from vlm_rlaif.datagen.job import Row
+from vlm_rlaif.datagen.plan import model_spec, part
+from vlm_rlaif.datagen.respond import seed_of
+from vlm_rlaif.warehouse.config import Recipe, Responding, Sampling
+from vlm_rlaif.warehouse.records import Answer, Record, Spec, row_id
+from vlm_rlaif.warehouse.store import Warehouse
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerStage:
+    """`settings.samples` answers of one model to every question of a split."""
+
+    settings: Responding
+    spec: Spec
+    split: str
+    most: int | None = None
+    """At most this many questions, in the order of their ids."""
+    name: str = "answer"
+
+    @property
+    def benchmark(self) -> str:
+        return f"warehouse/{self.split}"
+
+    def pending(self, warehouse: Warehouse) -> list[Row]:
+        rows = warehouse.rows(
+            "SELECT q.question_id, q.text, v.uri, s.sample_index FROM"
+            " (SELECT q.* FROM questions q JOIN videos v USING (video_id)"
+            "  WHERE v.split = $split AND v.status = 'ok' ORDER BY q.question_id LIMIT $most) q"
+            " JOIN videos v USING (video_id)"
+            " CROSS JOIN (SELECT unnest(range($samples)) AS sample_index) s"
+            " WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.question_id = q.question_id"
+            " AND a.spec_id = $spec AND a.sample_index = s.sample_index)"
+            " ORDER BY q.video_id, q.question_id, s.sample_index",
+            {
+                "split": self.split, "samples": self.settings.samples, "spec": self.spec.spec_id,
+                "most": self.most if self.most is not None else 2**40,
+            },
+        )  # fmt: skip
+        return [
+            {
+                **row,
+                "row_id": row_id(
+                    "answer", self.benchmark, self.spec.spec_id, row["question_id"],
+                    row["sample_index"],
+                ),
+            }
+            for row in rows
+        ]  # fmt: skip
+
+    def request(self, warehouse: Warehouse, row: Row) -> Request:
+        said = prompt.load(self.settings.prompt).render(question=row["text"])
+        return Request(
+            row["row_id"], said.user, said.system,
+            VideoPart(warehouse.video_path(row["uri"]), self.settings.frames),
+            sampling=self.settings.sampling, seed=seed_of(row["row_id"]),
+        )  # fmt: skip
+
+    def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
+        return [
+            Answer(
+                answer_id=row["row_id"], benchmark=self.benchmark, question_id=row["question_id"],
+                spec_id=self.spec.spec_id, sample_index=row["sample_index"],
+                text=text_of(completion), tokens=completion.tokens_out, run_id=run_id,
+            )
+        ]  # fmt: skip
+
+
+def answer_stage(
+    recipe: Recipe, model: str | None = None, *, samples: int = 1, split: str | None = None
+) -> AnswerStage:
+    """Greedy answers with one sample, sampled ones with more; `model` None = the policy's start."""
+    evaluate, respond = part(recipe, "evaluate"), part(recipe, "respond")
+    greedy = Sampling(max_new_tokens=respond.sampling.max_new_tokens)
+    settings = dataclasses.replace(
+        respond, model=model or respond.model, samples=samples,
+        sampling=greedy if samples == 1 else respond.sampling,
+    )  # fmt: skip
+    where = split or evaluate.split
+    return AnswerStage(settings, model_spec("answer", settings, {}), where, evaluate.max_questions)

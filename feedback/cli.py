@@ -1,0 +1,31 @@
+"""`vlm-rlaif feedback ...`: which answer is better?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vlm_rlaif.datagen.cli import run_stages, stage_options
+
+
+@click.group()
+def feedback() -> None:
+    """Which answer is better: AI preference labels."""
+
+
+@feedback.command()
+@stage_options
+@click.option("--arm", "arms", multiple=True, help="context, none, or both (default: the recipe's).")
+def label(
+    warehouse: Path, recipe_name: str, model: str | None, arms: tuple[str, ...], **options: Any
+) -> int:
+    """Let the judge label every pair, in both orders, with and without context."""
+    from vlm_rlaif.datagen.plan import part
+    from vlm_rlaif.feedback.label import label_stage
+    from vlm_rlaif.warehouse.config import load
+
+    recipe = load(recipe_name, model)
+    chosen = arms or part(recipe, "label").arms
+    return run_stages(warehouse, [label_stage(recipe, arm) for arm in chosen], **options)

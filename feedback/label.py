@@ -1,0 +1,107 @@
+"""Labels: a judge reads question, video, two responses and (in one arm) the narrative, and says which is better.
+
+Every pair is shown in both orders. The verdict is read from the log-probabilities of three one-token labels; the
+reply itself is kept as well. What cannot be read is a failure, never a default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from vlm_rlaif.datagen import prompt
+from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
+from vlm_rlaif.datagen.job import Row, Unreadable
+from vlm_rlaif.datagen.plan import context_spec, model_spec, part, respond_stage
+from vlm_rlaif.feedback.verdict import CHOICES, read_choice
+from vlm_rlaif.warehouse.config import Labeling, Recipe, Sampling
+from vlm_rlaif.warehouse.errors import UserError, nearest
+from vlm_rlaif.warehouse.records import Label, Record, Spec, row_id
+from vlm_rlaif.warehouse.store import Warehouse
+
+ARMS = ("context", "none")
+ONE_TOKEN = Sampling(temperature=0.0, max_new_tokens=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelStage:
+    """Two verdicts per pair: `ab` and `ba`."""
+
+    recipe: Labeling
+    spec: Spec
+    respond_spec: str
+    context_spec: str | None
+    """Spec of the contexts that the judge reads; None = it judges without."""
+    name: str = "label"
+
+    def pending(self, warehouse: Warehouse) -> list[Row]:
+        rows = warehouse.rows(
+            """
+            SELECT p.pair_id, o.shown_order, q.text AS question, a.text AS text_a, b.text AS text_b,
+                   v.uri, c.context_id, c.text AS context
+            FROM pairs p
+            JOIN responses a ON a.response_id = p.response_a
+            JOIN responses b ON b.response_id = p.response_b
+            JOIN questions q ON q.question_id = p.question_id
+            JOIN videos v ON v.video_id = q.video_id
+            LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context
+            CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
+            WHERE a.spec_id = $respond AND ($context IS NULL OR c.context_id IS NOT NULL)
+              AND NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
+                  AND l.spec_id = $spec AND l.shown_order = o.shown_order
+                  AND l.context_id IS NOT DISTINCT FROM c.context_id)
+            ORDER BY q.video_id, p.question_id, p.pair_id, o.shown_order
+            """,
+            {
+                "context": self.context_spec,
+                "respond": self.respond_spec,
+                "spec": self.spec.spec_id,
+            },
+        )
+        return [{**row, "row_id": self._label_id(row)} for row in rows]
+
+    def _label_id(self, row: Row) -> str:
+        spec = self.spec.spec_id
+        return row_id("label", spec, row["pair_id"], row["context_id"], row["shown_order"], 0)
+
+    def request(self, warehouse: Warehouse, row: Row) -> Request:
+        first, second = row["text_a"], row["text_b"]
+        if row["shown_order"] == "ba":
+            first, second = second, first
+        values = {"question": row["question"], "response_a": first, "response_b": second}
+        name = self.recipe.prompt
+        if row["context_id"] is not None:
+            name, values["context"] = self.recipe.context_prompt, row["context"]
+        said = prompt.load(name).render(**values)
+        return Request(
+            row["row_id"], said.user, said.system,
+            VideoPart(warehouse.video_path(row["uri"]), self.recipe.frames),
+            choices=CHOICES, sampling=ONE_TOKEN,
+        )  # fmt: skip
+
+    def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
+        if set(completion.choice_logprobs) != set(CHOICES):
+            raise Unreadable("unparsable", "The engine gave no probabilities of the labels A, B, C.")
+        verdict = read_choice(completion.choice_logprobs, row["shown_order"])
+        return [
+            Label(
+                label_id=row["row_id"], pair_id=row["pair_id"], spec_id=self.spec.spec_id,
+                context_id=row["context_id"], shown_order=row["shown_order"], vote=0,
+                choice=verdict.choice, p_a=verdict.p_a, p_tie=verdict.p_tie,
+                reply=completion.text, cached_tokens=completion.cached_tokens, run_id=run_id,
+            )
+        ]  # fmt: skip
+
+
+def label_stage(recipe: Recipe, arm: str) -> LabelStage:
+    """The judge of one arm of a recipe: `context` (it reads the narrative) or `none`."""
+    settings: Labeling = part(recipe, "label")
+    if arm not in ARMS:
+        raise UserError(f"label: unknown arm {arm!r}.{nearest(arm, ARMS)} Arms: {', '.join(ARMS)}.")
+    upstream = {"respond": respond_stage(recipe).spec.spec_id}
+    context, shown = None, settings
+    if arm == "context":
+        context = upstream["context"] = context_spec(recipe).spec_id
+        shown = replace(settings, prompt=settings.context_prompt)
+    spec = model_spec("label", shown, upstream)
+    return LabelStage(settings, spec, upstream["respond"], context)

@@ -1,0 +1,106 @@
+"""Training as a job of the warehouse: rows in, a checkpoint row and its learning curve out.
+
+A checkpoint's id is the hash of its settings, its parent's weights and the ids of the rows it reads. If it stands,
+there is nothing to do; if a run was killed, the same command goes on from its last saved step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlm_rlaif.datagen import models
+from vlm_rlaif.datagen.job import OpenRun, record_run
+from vlm_rlaif.warehouse.journal import only_one, replay
+from vlm_rlaif.warehouse.records import Checkpoint, Step, row_id
+from vlm_rlaif.warehouse.store import Warehouse
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Where a trained model is."""
+
+    kind: str
+    checkpoint_id: str
+    path: Path
+    fresh: bool
+    """False: it stood already."""
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {'trained' if self.fresh else 'stands'} at {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to train, before anything heavy is loaded."""
+
+    kind: str
+    settings: Any
+    data: list[str]
+    """Ids of the rows that training reads, in order."""
+    inputs: dict[str, str]
+    """Other checkpoints that it builds on, by role."""
+
+    @property
+    def parent(self) -> str:
+        return models.revision(self.settings.model)
+
+    @property
+    def data_hash(self) -> str:
+        return row_id(*sorted(self.data))
+
+    @property
+    def checkpoint_id(self) -> str:
+        settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "model"}
+        return row_id(self.kind, settings, self.parent, self.data_hash, self.inputs)
+
+
+Train = Callable[[Path, Callable[[int, dict[str, float]], None]], int]
+"""(folder, log) -> steps taken."""
+
+
+def run_training(warehouse: Warehouse, job: Job, train: Train) -> Trained:
+    """Train unless the checkpoint stands; its folder lies in `models/` beside the warehouse."""
+    folder = warehouse.folder / "models" / f"{job.kind}-{job.checkpoint_id[:10]}"
+    with only_one(warehouse, f"{job.kind}-{job.checkpoint_id[:10]}"):
+        replay(warehouse)
+        known = warehouse.rows(
+            "SELECT path FROM checkpoints WHERE checkpoint_id = ?", [job.checkpoint_id]
+        )
+        if known and (warehouse.folder / known[0]["path"]).is_dir():
+            return Trained(job.kind, job.checkpoint_id, warehouse.folder / known[0]["path"], False)
+        config = {"settings": dataclasses.asdict(job.settings), "inputs": job.inputs}
+        with record_run(warehouse, job.kind, config, "torch") as run, _curve(warehouse, run) as log:
+            steps = train(folder, log)
+            run.written = warehouse.append(
+                [
+                    Checkpoint(
+                        checkpoint_id=job.checkpoint_id, kind=job.kind,
+                        path=str(folder.relative_to(warehouse.folder)), step=steps,
+                        parent=job.parent, data_hash=job.data_hash,
+                        config=json.dumps(config, sort_keys=True), run_id=run.run_id,
+                    )
+                ]
+            )  # fmt: skip
+    return Trained(job.kind, job.checkpoint_id, folder, True)
+
+
+@contextmanager
+def _curve(
+    warehouse: Warehouse, run: OpenRun
+) -> Iterator[Callable[[int, dict[str, float]], None]]:
+    """Collects the metrics of every step and writes them when training ends, however it ends."""
+    rows: list[Step] = []
+
+    def log(step: int, metrics: dict[str, float]) -> None:
+        rows.append(Step(run_id=run.run_id, step=step, metrics=json.dumps(metrics)))
+
+    try:
+        yield log
+    finally:
+        warehouse.append(rows)

@@ -1,0 +1,147 @@
+"""The three trainers as a recipe asks for them: which rows they read, and where the result goes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlm_rlaif.datagen.plan import part
+from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.train.jobs import Job, Trained, run_training
+from vlm_rlaif.warehouse.config import PPO, FineTuning, Recipe, Rewarding
+from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.store import Warehouse
+
+if TYPE_CHECKING:
+    from vlm_rlaif.train.reward import Scored
+
+MERGED = "merged"
+"""Folder inside a policy's checkpoint that any engine loads."""
+
+
+def train_reward(warehouse: Warehouse, recipe: Recipe) -> Trained:
+    """Reward model on the training split of one arm's labels."""
+    settings: Rewarding = part(recipe, "reward")
+    judge = label_stage(recipe, "context" if settings.labels == "random" else settings.labels)
+    rows = warehouse.preferences(
+        judge=judge.spec.spec_id, min_strength=settings.min_strength, split="train"
+    ).to_dicts()
+    if not rows:
+        raise UserError(
+            f"There are no labels of the arm {settings.labels!r} in the training split.",
+            f"vlm-rlaif feedback label {warehouse.path} --recipe {recipe.name}",
+        )
+    if settings.labels == "random":
+        rows = [{**row, "p_a": float(coin(row["pair_id"], settings.seed))} for row in rows]
+    job = Job("reward", settings, [f"{r['pair_id']}/{r['judge']}" for r in rows], {})
+
+    def train(folder: Path, log: Callable[[int, dict[str, float]], None]) -> int:
+        from vlm_rlaif.train.reward import RewardTrainer, pairs_from_rows
+
+        trainer = RewardTrainer(settings, pairs_from_rows(rows, warehouse.video_path), folder)
+        trainer.train(log)
+        return trainer.steps
+
+    return run_training(warehouse, job, train)
+
+
+def coin(pair_id: str, seed: int) -> int:
+    """A label without meaning, the same on every machine: the control of every claim about labels."""
+    return hashlib.blake2b(f"{seed}/{pair_id}".encode()).digest()[0] % 2
+
+
+def train_ppo(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> Trained:
+    """PPO on the questions of the training split against a reward model."""
+    settings: PPO = part(recipe, "ppo")
+    rows = prompt_rows(warehouse, recipe)
+    job = Job("ppo", settings, [key for key, _ in rows], {"reward": reward.checkpoint_id})
+
+    def train(folder: Path, log: Callable[[int, dict[str, float]], None]) -> int:
+        from vlm_rlaif.train.ppo import PPOTrainer
+        from vlm_rlaif.train.rollout import POLICY
+        from vlm_rlaif.train.vlm import export
+
+        trainer = PPOTrainer(settings, reward.path, [row for _, row in rows], folder)
+        truth = truth_meter(warehouse)
+        trainer.train(lambda step, metrics, said: log(step, {**metrics, **truth(said)}))
+        export(folder / MERGED, trainer.backbone, POLICY)
+        return settings.iterations
+
+    return run_training(warehouse, job, train)
+
+
+def prompt_rows(warehouse: Warehouse, recipe: Recipe) -> list[tuple[str, Scored]]:
+    """(question id, prompt) of the training split; with the context when the reward model reads one."""
+    from vlm_rlaif.datagen.plan import context_spec
+    from vlm_rlaif.train.reward import Scored
+
+    reads_context = part(recipe, "reward").context_prompt is not None
+    context = context_spec(recipe).spec_id if reads_context else None
+    rows = warehouse.rows(
+        "SELECT q.question_id, q.text, v.uri, c.text AS context FROM questions q"
+        " JOIN videos v USING (video_id)"
+        " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = ?"
+        " WHERE v.split = 'train' AND v.status = 'ok' ORDER BY q.question_id",
+        [context],
+    )
+    return [
+        (r["question_id"], Scored(warehouse.video_path(r["uri"]), r["text"], "", r["context"]))
+        for r in rows
+    ]
+
+
+def truth_meter(warehouse: Warehouse) -> Callable[[list[Scored]], dict[str, float]]:
+    """How true the rollouts of a step are, where the questions come from the shapes world; else nothing.
+
+    A rising score with falling truth is reward hacking, and this is where it shows.
+    """
+    from vlm_rlaif.datagen.shapes_truth import score
+
+    rows = warehouse.rows(
+        "SELECT v.uri, q.text, q.kind, q.reference FROM questions q JOIN videos v USING (video_id)"
+        " WHERE q.source = 'shapes'"
+    )
+    known = {(warehouse.video_path(r["uri"]), r["text"]): (r["kind"], r["reference"]) for r in rows}
+
+    def measure(said: list[Scored]) -> dict[str, float]:
+        found = [
+            score(*known[row.path, row.question], row.response).fraction
+            for row in said
+            if (row.path, row.question) in known
+        ]
+        return {"objective/truth": sum(found) / len(found)} if found else {}
+
+    return measure
+
+
+def train_sft(warehouse: Warehouse, recipe: Recipe) -> Trained:
+    """Fine-tune on the reference answers of the training split."""
+    settings: FineTuning = part(recipe, "sft")
+    rows = warehouse.rows(
+        "SELECT q.question_id, q.text, q.reference, v.uri FROM questions q JOIN videos v USING (video_id)"
+        " WHERE v.split = 'train' AND v.status = 'ok' AND q.reference IS NOT NULL"
+        " ORDER BY q.question_id"
+    )
+    if not rows:
+        raise UserError(
+            "No question of the training split has a reference answer to learn from.",
+            f"vlm-rlaif add {warehouse.path} FOLDER --questions FILE.jsonl (with `reference`)",
+        )
+    job = Job("sft", settings, [row["question_id"] for row in rows], {})
+
+    def train(folder: Path, log: Callable[[int, dict[str, float]], None]) -> int:
+        from vlm_rlaif.train.sft import fine_tune
+
+        examples = [(warehouse.video_path(r["uri"]), r["text"], r["reference"]) for r in rows]
+        return fine_tune(settings, examples, folder, MERGED, log)
+
+    return run_training(warehouse, job, train)
+
+
+def with_labels(recipe: Recipe, labels: str) -> Recipe:
+    """The recipe with the reward model taught by another arm: `context`, `none` or `random`."""
+    reward = dataclasses.replace(part(recipe, "reward"), labels=labels)
+    return dataclasses.replace(recipe, reward=reward)

@@ -1,0 +1,283 @@
+"""A recipe: a YAML file becomes frozen dataclasses. An unknown key is an error that names its neighbour.
+
+Recipes are data. They choose prompts, models, frames and numbers for every stage, and nothing else; the stages
+that a recipe leaves out are not run by it. Shipped recipes lie in `recipes/`; a path names one of your own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from vlm_rlaif.warehouse.errors import UserError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frames:
+    """Which frames of a video or clip a model sees."""
+
+    count: int
+    """Moments: the centres of this many equal parts."""
+    size: int | None = None
+    """Width and height in pixels that frames are scaled to; left out, the model's processor decides."""
+    repeat: int = 1
+    """How often each frame is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are sampled; temperature 0 is greedy."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Render the shapes world instead of reading videos of your own."""
+
+    videos: int = 200
+    seed: int = 1
+    size: int = 96
+    """Width and height of the mp4 files in pixels."""
+    questions: int = 4
+    """Questions per video."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Clips:
+    """How videos are cut: `parts` equal parts, or pieces of `seconds`."""
+
+    parts: int | None = None
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captioning:
+    model: str
+    prompt: str
+    frames: Frames
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Narrative:
+    prompt: str
+    """One line of the context per clip, with `{start_s}`, `{end_s}` and `{caption}`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """Let a model write questions from the contexts, for videos that have none."""
+
+    model: str
+    prompt: str
+    sampling: Sampling = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Responding:
+    model: str
+    prompt: str
+    frames: Frames
+    sampling: Sampling = Sampling(temperature=1.0)
+    samples: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labeling:
+    model: str
+    prompt: str
+    """The judge's prompt without context."""
+    context_prompt: str
+    """The judge's prompt with `{context}`."""
+    frames: Frames
+    arms: list[str] = field(default_factory=lambda: ["context", "none"])
+    """Which labels are made: `context`, `none` or both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lora:
+    rank: int = 16
+    alpha: float = 32.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FineTuning:
+    """Supervised fine-tuning on the questions that came with reference answers."""
+
+    model: str
+    prompt: str
+    frames: Frames
+    lora: Lora = Lora()
+    learning_rate: float = 1e-3
+    epochs: int = 2
+    batch_size: int = 32
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rewarding:
+    """Reward model: LoRA and a scalar head over `model`, Bradley-Terry on soft labels."""
+
+    model: str
+    prompt: str
+    context_prompt: str | None = None
+    """With one, the reward model reads the captions as well, as the paper means it."""
+    frames: Frames
+    use_video: bool = True
+    """False: the text-only control, which reads questions and responses without the video."""
+    labels: str = "context"
+    """Which arm of the labels it learns from: `context`, `none`, or `random` (the control)."""
+    lora: Lora = Lora()
+    learning_rate: float = 1e-3
+    epochs: int = 3
+    batch_pairs: int = 32
+    centering: float = 0.01
+    min_strength: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PPO:
+    """Proximal policy optimisation against the reward model."""
+
+    model: str
+    prompt: str
+    frames: Frames
+    lora: Lora = Lora()
+    iterations: int = 20
+    episodes: int = 128
+    """Responses that are sampled per iteration."""
+    epochs: int = 2
+    mini_batches: int = 2
+    micro_batch: int = 64
+    """Sequences per forward; gradients accumulate, so this changes memory and nothing else."""
+    learning_rate: float = 3e-4
+    value_learning_rate: float = 1e-3
+    kl_coef: float = 0.05
+    gamma: float = 1.0
+    lam: float = 0.95
+    clip: float = 0.2
+    value_clip: float = 0.2
+    """In units of the normalised score."""
+    value_coef: float = 0.5
+    missing_eos_penalty: float = 1.0
+    max_grad_norm: float = 1.0
+    sampling: Sampling = Sampling(temperature=1.0)
+    seed: int = 0
+    save_every: int = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    split: str = "test"
+    best_of: int = 16
+    """Sampled answers per question for the best-of-n control; 0 leaves it out."""
+    win_rate: bool = True
+    max_questions: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """Everything that a run does."""
+
+    name: str
+    world: World | None = None
+    clip: Clips | None = None
+    caption: Captioning | None = None
+    context: Narrative | None = None
+    ask: Asking | None = None
+    respond: Responding | None = None
+    label: Labeling | None = None
+    sft: FineTuning | None = None
+    reward: Rewarding | None = None
+    ppo: PPO | None = None
+    evaluate: Evaluation | None = None
+
+
+def shipped() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("vlm_rlaif.warehouse") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir())
+
+
+def load(name: str, model: str | None = None) -> Recipe:
+    """Read a shipped recipe by name or one of your own by path; `model` replaces every model in it."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"There is no recipe file {name}.", f"Shipped recipes: {', '.join(shipped())}.")
+        text, stem = path.read_text(encoding="utf-8"), path.stem
+    elif name in shipped():
+        file = resources.files("vlm_rlaif.warehouse") / "recipes" / f"{name}.yaml"
+        text, stem = file.read_text(encoding="utf-8"), name
+    else:
+        raise UserError(
+            f"There is no recipe {name!r}.{nearest(name, shipped())}",
+            f"Shipped recipes: {', '.join(shipped())}. A file of your own ends in .yaml.",
+        )
+    try:
+        data = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise UserError(f"{name} is not YAML: {error}") from None
+    recipe = build(Recipe, {"name": stem, **data}, name)
+    return replace_models(recipe, model) if model else recipe
+
+
+def replace_models(recipe: Recipe, model: str) -> Recipe:
+    """The recipe with every stage's model replaced."""
+    stages = ("caption", "ask", "respond", "label", "sft", "reward", "ppo")
+    changed = {
+        stage: dataclasses.replace(getattr(recipe, stage), model=model)
+        for stage in stages
+        if getattr(recipe, stage) is not None
+    }
+    return dataclasses.replace(recipe, **changed)
+
+
+def build(kind: type[T], data: Any, where: str) -> T:
+    """A dataclass from parsed YAML; every mistake is reported with its place, all of a level at once."""
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: expected keys and values, found {data!r}.")
+    hints = typing.get_type_hints(kind)
+    unknown = [key for key in data if key not in hints]
+    missing = [
+        f.name
+        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if f.name not in data
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
+    ]
+    if unknown or missing:
+        lines = [f"{where}: unknown key {key!r}.{nearest(str(key), hints)}" for key in unknown]
+        raise UserError(*lines, *(f"{where}: the key {key!r} is missing." for key in missing))
+    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast(type[Any], hint), value, where)
+    if typing.get_origin(hint) is list:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: expected a list, found {value!r}.")
+        return [_value(typing.get_args(hint)[0], item, where) for item in value]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where}: expected {hint.__name__}, found {value!r}.")
+    return value

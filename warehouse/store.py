@@ -1,0 +1,181 @@
+"""The warehouse: one DuckDB file, visited briefly, appended to in bulk.
+
+DuckDB has one writer at a time, so nothing here keeps the file open: every call opens it, does its work and
+closes it, and waits a while when somebody else is in. Rows are written once; writing one again does nothing.
+
+    warehouse = Warehouse.open("w.duckdb")
+    warehouse.append([Clip(...), Clip(...)])
+    warehouse.query("SELECT count(*) FROM clips")
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import polars as pl
+import pyarrow as pa
+
+from vlm_rlaif.warehouse import schema
+from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
+from vlm_rlaif.warehouse.migrations import migrate
+from vlm_rlaif.warehouse.records import Record
+
+CONFIG: dict[str, str | bool | int | float | list[str]] = {
+    "storage_compatibility_version": "v1.5.0",
+    "autoinstall_known_extensions": False,
+    "autoload_known_extensions": False,
+}
+"""Files that DuckDB 1.5 and 2 both open, and no attempt to reach the network."""
+PATIENCE_S = 30.0
+_one_visit_at_a_time = threading.RLock()
+
+
+class Warehouse:
+    """Videos, captions, responses, labels, runs: everything this project knows, in one file."""
+
+    def __init__(self, path: Path, *, patience_s: float = PATIENCE_S) -> None:
+        self.path = path
+        self.patience_s = patience_s
+
+    @classmethod
+    def create(cls, path: str | Path) -> Warehouse:
+        """Make a new warehouse, or bring an existing one up to date."""
+        warehouse = cls(Path(path))
+        warehouse.path.parent.mkdir(parents=True, exist_ok=True)
+        with warehouse.visit() as connection:
+            migrate(connection)
+        return warehouse
+
+    @classmethod
+    def open(cls, path: str | Path) -> Warehouse:
+        """Open a warehouse that exists."""
+        if not Path(path).is_file():
+            raise UserError(f"There is no warehouse at {path}.", f"vlm-rlaif init {path}")
+        return cls(Path(path))
+
+    @property
+    def folder(self) -> Path:
+        """Where the warehouse lies; videos inside it are stored by relative path."""
+        return self.path.resolve().parent
+
+    @property
+    def journal_folder(self) -> Path:
+        """Journals and lock files of running jobs, beside the warehouse."""
+        return self.path.with_name(self.path.name + ".jobs")
+
+    @contextmanager
+    def visit(self, *, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for a short piece of work. Waits for other processes up to `patience_s`."""
+        with _one_visit_at_a_time:
+            connection = self._connect(read_only)
+            try:
+                yield connection
+            finally:
+                connection.close()
+
+    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+        deadline, pause_s = time.monotonic() + self.patience_s, 0.02
+        while True:
+            try:
+                return duckdb.connect(str(self.path), read_only=read_only, config=CONFIG)
+            except duckdb.IOException as error:
+                message = str(error)
+                if "Could not set lock" not in message:
+                    raise UserError(f"{self.path} cannot be opened: {message}") from None
+                if time.monotonic() > deadline:
+                    raise WarehouseBusy(*_busy(self.path, message)) from None
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 1.0)
+
+    def append(self, rows: Sequence[Record]) -> int:
+        """Write rows of any tables in one transaction; returns how many were new."""
+        if not rows:
+            return 0
+        tables: dict[str, list[Record]] = {}
+        for row in rows:
+            tables.setdefault(row.table, []).append(row)
+        written = 0
+        with self.visit() as connection:
+            connection.execute("BEGIN")
+            for name, group in tables.items():
+                written += _insert(connection, name, schema.to_arrow(group))
+            connection.execute("COMMIT")
+        return written
+
+    def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pl.DataFrame:
+        """The result of a read-only query."""
+        with self.visit(read_only=True) as connection:
+            return pl.DataFrame(_arrow(connection, sql, parameters))
+
+    def rows(
+        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()
+    ) -> list[dict[str, Any]]:
+        """The result of a read-only query as dictionaries."""
+        with self.visit(read_only=True) as connection:
+            return _arrow(connection, sql, parameters).to_pylist()
+
+    def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
+        """The single value of a query."""
+        return next(iter(self.rows(sql, parameters)[0].values()))
+
+    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+        """Change something that is not a row written once: the state of a run."""
+        with self.visit() as connection:
+            connection.execute(sql, parameters)
+
+    def preferences(
+        self, *, judge: str | None = None, min_strength: float = 0.0, split: str | None = None
+    ) -> pl.DataFrame:
+        """Both orders averaged, with the question, both answers and the video of every pair.
+
+        `judge` is a spec id, or the name of the judge's prompt; `min_strength` in [0, 1] drops weak preferences.
+        """
+        return self.query(
+            """
+            SELECT p.*, q.text AS question, q.reference, a.text AS text_a, b.text AS text_b,
+                   a.tokens AS tokens_a, b.tokens AS tokens_b, v.uri, c.text AS context
+            FROM preferences p
+            JOIN questions q USING (question_id)
+            JOIN responses a ON a.response_id = p.response_a
+            JOIN responses b ON b.response_id = p.response_b
+            JOIN videos v ON v.video_id = p.video_id
+            LEFT JOIN contexts c ON c.context_id = p.context_id
+            WHERE ($judge IS NULL OR p.judge = $judge OR p.judge_prompt = $judge)
+              AND p.strength >= $min_strength AND ($split IS NULL OR p.split = $split)
+            ORDER BY p.pair_id, p.judge
+            """,
+            {"judge": judge, "min_strength": min_strength, "split": split},
+        )
+
+    def video_path(self, uri: str) -> Path:
+        """The file of a video: relative paths start at the warehouse."""
+        return self.folder / uri
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> int:
+    counted = f"SELECT count(*) FROM {name}"
+    before = connection.execute(counted).fetchall()[0][0]
+    connection.register("new_rows", table)
+    connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM new_rows ON CONFLICT DO NOTHING")
+    connection.unregister("new_rows")
+    return int(connection.execute(counted).fetchall()[0][0] - before)
+
+
+def _arrow(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Any) -> pa.Table:
+    found = connection.sql(sql, params=parameters or None)
+    if found is None:
+        raise UserError("That statement returns nothing. Only queries are run here.")
+    return found.to_arrow_table()
+
+
+def _busy(path: Path, message: str) -> list[str]:
+    holder = re.search(r"\(PID (\d+)\)", message)
+    lines = [f"{path} is in use by another process{f' (pid {holder[1]})' if holder else ''}."]
+    return [*lines, "Nothing was lost. Close that program and run the same command again."]
