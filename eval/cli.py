@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, warehouse_argument
+from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, show, warehouse_argument
 from vlm_rlaif.warehouse.errors import UserError
+
+if TYPE_CHECKING:
+    from vlm_rlaif.eval.conductor import Journey
+    from vlm_rlaif.warehouse.config import Recipe
+    from vlm_rlaif.warehouse.store import Warehouse
 
 
 @click.command()
@@ -34,8 +41,47 @@ def run(
     recipe = load(arguments[-1], model)
     warehouse = place(recipe, into, Path(arguments[0]))
     journey = travel(warehouse, recipe, engine_name)
-    click.echo(f"{recipe.name}: {(time.monotonic() - started) / 60:.1f} minutes")
+    report(warehouse, recipe, journey)
+    minutes, peak_gb = (time.monotonic() - started) / 60, peak_memory_gb()
+    click.echo(f"{recipe.name}: {minutes:.1f} minutes, at most {peak_gb:.1f} GB of memory.")
+    click.echo("Try next:")
+    for line in NEXT:
+        click.echo(f"  {line.format(w=warehouse.path)}")
     return EXIT_FAILED_ROWS if journey.failed else 0
+
+
+def report(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
+    """Print the table and write `report.html` and `figures.json` beside the warehouse."""
+    from vlm_rlaif.eval.conductor import measure
+    from vlm_rlaif.eval.figures import as_table, select
+    from vlm_rlaif.eval.report import HEADLINES, write_html
+
+    figures = measure(warehouse, recipe, journey)
+    runs = [
+        row["run_id"]
+        for row in warehouse.rows("SELECT run_id, checkpoint_id FROM checkpoints")
+        if row["checkpoint_id"] in {t.checkpoint_id for t in journey.trained.values()}
+    ]
+    write_html(warehouse, figures, runs, warehouse.folder / "report.html")
+    as_json = {name: estimate.as_json() for name, estimate in figures.items()}
+    (warehouse.folder / "figures.json").write_text(json.dumps(as_json, indent=1), encoding="utf-8")
+    if figures:
+        show(as_table(select(figures, HEADLINES)))
+    click.echo(f"Report: {warehouse.folder / 'report.html'}")
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process has held."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+NEXT = (
+    "vlm-rlaif tables {w}",
+    "vlm-rlaif sql {w} \"FROM judge_bias\"",
+    "vlm-rlaif sql {w} \"SELECT question, text_a, text_b, choice, p_a FROM lineage LIMIT 5\"",
+)
 
 
 @click.group()

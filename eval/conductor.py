@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,15 @@ from vlm_rlaif.datagen.plan import (
 )
 from vlm_rlaif.datagen.shapes_add import add_world
 from vlm_rlaif.eval.answer import answer_stage
+from vlm_rlaif.eval.figures import (
+    Figures,
+    best_of_n,
+    label_figures,
+    policy_figures,
+    reward_figures,
+    sampled_truth,
+    win_figures,
+)
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
 from vlm_rlaif.feedback.label import label_stage
@@ -34,12 +44,16 @@ if TYPE_CHECKING:
     from vlm_rlaif.train.jobs import Trained
 
 
+AskModel = Callable[[Stage], None]
+
+
 @dataclass(slots=True)
 class Journey:
     """What a run of a recipe did."""
 
     outcomes: list[Outcome] = field(default_factory=list)
-    trained: list[Trained] = field(default_factory=list)
+    trained: dict[str, Trained] = field(default_factory=dict)
+    """By role: `rm`, `rm_text_only`, `policy`."""
 
     @property
     def failed(self) -> int:
@@ -50,8 +64,8 @@ class Journey:
             self.outcomes.append(outcome)
             click.echo(f"  {outcome}")
 
-    def add_trained(self, trained: Trained) -> Trained:
-        self.trained.append(trained)
+    def add_trained(self, role: str, trained: Trained) -> Trained:
+        self.trained[role] = trained
         click.echo(f"  {trained}")
         return trained
 
@@ -65,15 +79,17 @@ def travel(warehouse: Warehouse, recipe: Recipe, engine_name: str = "auto") -> J
 
     try:
         generate(warehouse, recipe, journey, ask_model)
-        policy = learn(warehouse, recipe, journey)
-        if recipe.evaluate is not None:
-            evaluate(warehouse, recipe, policy, journey, ask_model)
+        learn(warehouse, recipe, journey)
+        if recipe.evaluate is not None and recipe.respond is not None:
+            evaluate(warehouse, recipe, journey, ask_model)
     finally:
         engines.close()
     return journey
 
 
-def generate(warehouse, recipe, journey, ask_model) -> None:  # type: ignore[no-untyped-def]
+def generate(
+    warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel
+) -> None:
     """Videos, clips, captions, contexts, questions, responses, pairs, labels."""
     if recipe.world is not None:
         journey.add(*add_world(warehouse, recipe.world))
@@ -94,38 +110,81 @@ def generate(warehouse, recipe, journey, ask_model) -> None:  # type: ignore[no-
             ask_model(label_stage(recipe, arm))
 
 
-def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> str | None:
-    """Reward model and policy; returns the folder of the trained policy."""
-    from vlm_rlaif.train.run import MERGED, train_ppo, train_reward
+def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
+    """Reward model, its text-only control, and the policy."""
+    from vlm_rlaif.train.run import train_ppo, train_reward
 
     if recipe.reward is None:
-        return None
-    reward = journey.add_trained(train_reward(warehouse, recipe))
-    for control in controls(recipe):
-        journey.add_trained(train_reward(warehouse, control))
-    if recipe.ppo is None:
-        return None
-    policy = journey.add_trained(train_ppo(warehouse, recipe, reward))
-    return str(policy.path / MERGED)
+        return
+    reward = journey.add_trained("rm", train_reward(warehouse, recipe))
+    journey.add_trained("rm_text_only", train_reward(warehouse, text_only(recipe)))
+    if recipe.ppo is not None:
+        journey.add_trained("policy", train_ppo(warehouse, recipe, reward))
 
 
-def controls(recipe: Recipe) -> list[Recipe]:
-    """Reward models that show what the real one is worth: here the one that cannot see the video."""
-    reward = part(recipe, "reward")
-    return [dataclasses.replace(recipe, reward=dataclasses.replace(reward, use_video=False))]
+def text_only(recipe: Recipe) -> Recipe:
+    """The control of every claim about seeing: a reward model trained and read without the video."""
+    blind = dataclasses.replace(part(recipe, "reward"), use_video=False)
+    return dataclasses.replace(recipe, reward=blind)
 
 
-def evaluate(warehouse, recipe, policy, journey, ask_model) -> None:  # type: ignore[no-untyped-def]
+def merged(journey: Journey) -> str | None:
+    """Folder of the trained policy that any engine loads."""
+    from vlm_rlaif.train.run import MERGED
+
+    trained = journey.trained.get("policy")
+    return str(trained.path / MERGED) if trained else None
+
+
+def evaluate(
+    warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel
+) -> None:
     """Greedy and sampled answers of the start and of the trained policy, their truth, and who wins."""
-    best_of = part(recipe, "evaluate").best_of
+    settings, policy = part(recipe, "evaluate"), merged(journey)
     for model in (None, policy) if policy else (None,):
         ask_model(answer_stage(recipe, model))
-        if best_of:
-            ask_model(answer_stage(recipe, model, samples=best_of))
+        if settings.best_of:
+            ask_model(answer_stage(recipe, model, samples=settings.best_of))
     journey.add(score_answers(warehouse))
-    if policy and part(recipe, "evaluate").win_rate:
+    if policy and settings.win_rate and recipe.label is not None:
         new, old = answer_stage(recipe, policy), answer_stage(recipe)
         ask_model(win_stage(recipe, new.spec.spec_id, old.spec.spec_id))
+
+
+def measure(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> Figures:
+    """All figures that the rows of this recipe support."""
+    found: Figures = {}
+    if not warehouse.value("SELECT count(*) FROM questions WHERE source = 'shapes'"):
+        return found
+    if recipe.label is not None:
+        found |= label_figures(warehouse, recipe)
+    folders = {role: t.path for role, t in journey.trained.items() if t.kind == "reward"}
+    settings, policy = part(recipe, "evaluate"), merged(journey)
+    if folders:
+        found |= reward_figures(warehouse, recipe, folders, settings.split)
+    if policy:
+        new, old = answer_stage(recipe, policy).spec.spec_id, answer_stage(recipe).spec.spec_id
+        found |= policy_figures(warehouse, old, new)
+        if settings.best_of:
+            found |= _sampled_figures(warehouse, recipe, policy, folders["rm"])
+        if settings.win_rate:
+            found |= win_figures(warehouse, win_stage(recipe, new, old).spec.spec_id)
+    return found
+
+
+def _sampled_figures(warehouse: Warehouse, recipe: Recipe, policy: str, reward: Path) -> Figures:
+    n = part(recipe, "evaluate").best_of
+    start = answer_stage(recipe, samples=n).spec.spec_id
+    trained = answer_stage(recipe, policy, samples=n).spec.spec_id
+    rows = warehouse.rows(
+        "SELECT q.question_id, q.text, v.uri FROM questions q JOIN videos v USING (video_id)"
+    )
+    questions = {row["question_id"]: row for row in rows}
+    return {
+        **sampled_truth(warehouse, start, "start"),
+        **sampled_truth(warehouse, trained, "policy"),
+        **best_of_n(warehouse, start, reward, questions),
+    }
 
 
 def place(recipe: Recipe, into: Path | None, warehouse: Path | None) -> Warehouse:

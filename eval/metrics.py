@@ -93,7 +93,9 @@ class Estimate:
             return f"{100 * number:.1f}"
         if self.unit == "points":
             return f"{number:.1f}"
-        largest = max(abs(bound) for bound in (self.value, self.low, self.high, 0.0) if bound is not None)
+        largest = max(
+            abs(bound) for bound in (self.value, self.low, self.high, 0.0) if bound is not None
+        )
         decimals = 2 - math.floor(math.log10(largest)) if largest else 0
         return f"{number:,.{min(max(decimals, 0), 12)}f}"
 
@@ -130,7 +132,9 @@ def clustered_mean(
     low = high = None
     if mean is not None and number_of_clusters > 1:
         residuals = np.bincount(cluster, weights=kept - mean)  # (G,)
-        variance = number_of_clusters / (number_of_clusters - 1) * float(residuals @ residuals) / n**2
+        variance = (
+            number_of_clusters / (number_of_clusters - 1) * float(residuals @ residuals) / n**2
+        )
         margin = t_quantile(level, number_of_clusters - 1) * math.sqrt(variance)
         low, high = mean - margin, mean + margin
         if unit == "fraction":
@@ -198,7 +202,9 @@ def by_group(
     }
 
 
-def agreement_with_truth(choice_is_a: Values, truth_a: Values, truth_b: Values) -> NDArray[np.float64]:
+def agreement_with_truth(
+    choice_is_a: Values, truth_a: Values, truth_b: Values
+) -> NDArray[np.float64]:
     """Does each label name the truer answer? 1 yes, 0.5 a tie label, 0 no: (n,) float64.
 
     `choice_is_a` is True (or 1) for a, False (or 0) for b, 0.5 for a tie and None where there is no label.
@@ -231,7 +237,9 @@ def t_quantile(level: float, freedom: int) -> float:
     2.228139
     """
     if not 0.0 < level < 1.0 or freedom < 1:
-        raise ValueError(f"t_quantile needs 0 < level < 1 and freedom >= 1, not {level} and {freedom}")
+        raise ValueError(
+            f"t_quantile needs 0 < level < 1 and freedom >= 1, not {level} and {freedom}"
+        )
     odd = freedom % 2
     k = np.arange(1, (freedom - 1) // 2 + (1 - odd)) if freedom > 2 else np.arange(0)
     ratios = 2 * k / (2 * k + 1) if odd else (2 * k - 1) / (2 * k)

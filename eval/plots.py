@@ -19,7 +19,6 @@ import textwrap
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,8 +32,8 @@ DASHES = ("", "6 3", "2 2")
 
 _CHAR_PX = 6.3
 """Mean width of a character at 11 px, a little generous: a string has no font to measure."""
-_SLOT_PX = 58
-"""The least width of one bar with its label; a plot with many bars becomes wider."""
+_SLOT_PX = (58.0, 110.0)
+"""Least and most width of a bar with its label, by the longest word; many bars make a wider plot."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -69,10 +68,11 @@ def line_plot(
 ) -> str:
     """Learning curves: one line per series of (x, y), with a legend. Labels carry the units.
 
-    Points are joined in the order given. A point that is NaN or infinite is a gap in its line.
+    Points are joined in the order given. A point that is NaN or infinite is a gap in its line. A legend of
+    more than one row makes the plot higher.
     """
-    legend, legend_px = _legend(series, width)
-    top = 34 + legend_px
+    legend, rows = _legend(series, width)
+    top, height = 40 + 16 * rows, height + 16 * max(0, rows - 1)
     points = [point for line in series.values() for point in line if _finite(point)]
     if not points:
         return _svg(title, width, height, [*legend, *_no_data(width, top, height)])
@@ -81,9 +81,11 @@ def line_plot(
     y_ticks = nice_ticks(min(ys), max(ys))
     left, right, bottom = _left_px(y_ticks, ""), width - 18.0, height - 44.0
     x_ticks = nice_ticks(min(xs), max(xs), count=max(2, width // 90), whole=whole)
-    x_low, x_high = (min(xs), max(xs)) if min(xs) < max(xs) else (x_ticks[0], x_ticks[-1])
-    inside = tuple(tick for tick in x_ticks if x_low <= tick <= x_high)
-    x_axis = Axis(x_low, x_high, left, right, inside)
+    inside = tuple(tick for tick in x_ticks if min(xs) <= tick <= max(xs))
+    if len(inside) > 1:
+        x_axis = Axis(min(xs), max(xs), left, right, inside)
+    else:
+        x_axis = Axis(x_ticks[0], x_ticks[-1], left, right, x_ticks)
     y_axis = Axis(y_ticks[0], y_ticks[-1], bottom, top, y_ticks)
     parts = legend + _y_grid(y_axis, left, right) + _x_scale(x_axis, bottom)
     parts += _axis_titles(x_label, y_label, (left + right) / 2, (top + bottom) / 2, height)
@@ -108,13 +110,18 @@ def bar_plot(
     units = sorted({estimate.unit for _, estimate in bars})
     if len(units) > 1:
         raise ValueError(f"the bars of one plot share one unit, not {', '.join(units)}")
-    width = max(width, 90 + _SLOT_PX * len(bars))
+    words = [word for label, _ in bars for word in label.split()]
+    slot = min(max(_SLOT_PX[0], _CHAR_PX * max(map(len, words), default=0) + 8), _SLOT_PX[1])
+    width = max(width, int(90 + slot * len(bars)))
     scale, suffix = (100.0, " %") if units == ["fraction"] else (1.0, "")
-    numbers = [n * scale for _, bar in bars for n in (bar.value, bar.low, bar.high) if n is not None]
+    numbers = [
+        n * scale for _, bar in bars for n in (bar.value, bar.low, bar.high) if n is not None
+    ]
     if not numbers:
-        names = [f"{label}: {estimate}" for label, estimate in bars]
+        names = [label for label, _ in bars]
         return _svg(title, width, height, _no_data(width, 34, height, names))
-    ticks = nice_ticks(min(0.0, *numbers), max(0.0, *numbers))
+    low, high = min(0.0, *numbers), max(0.0, *numbers)
+    ticks = nice_ticks(low, high if high > low else 1.0)
     left, right, top = _left_px(ticks, suffix), width - 18.0, 50.0
     slot = (right - left) / len(bars)
     labels = [_wrapped(label, slot) for label, _ in bars]
@@ -153,7 +160,9 @@ def png_data_uri(frame: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def nice_ticks(low: float, high: float, *, count: int = 5, whole: bool = False) -> tuple[float, ...]:
+def nice_ticks(
+    low: float, high: float, *, count: int = 5, whole: bool = False
+) -> tuple[float, ...]:
     """About `count` steps of 1, 2, 2.5 or 5 times a power of ten, from below `low` to above `high`.
 
     `whole`: no step below 1, for steps and epochs.
@@ -166,19 +175,22 @@ def nice_ticks(low: float, high: float, *, count: int = 5, whole: bool = False) 
     if high - low <= 1e-9 * max(abs(low), abs(high)):  # one number: some room around it
         room = abs(low) / 4 or 1.0
         low, high = low - room, high + room
-    raw = (high - low) / count
-    power = math.floor(math.log10(raw))
-    steps = [(m * 10.0**p, m, p) for p in (power, power + 1) for m in (1, 2, 2.5, 5)]
-    step, mantissa, power = next(s for s in steps if s[0] >= raw * (1 - 1e-9))
-    if whole and step < 10:
-        step, mantissa, power = (float(math.ceil(step)), math.ceil(step), 0)
-    decimals = max(0, -power) + (mantissa == 2.5)
+    least = max((high - low) / count, 1.0 if whole else 0.0) * (1 - 1e-9)
+    power = math.floor(math.log10(least))
+    steps = [
+        (m * 10.0**p, max(0, -p) + (m == 2.5)) for p in (power, power + 1) for m in (1, 2, 2.5, 5)
+    ]
+    step, decimals = next(
+        (step, decimals)
+        for step, decimals in steps
+        if step >= least and (not whole or step.is_integer())
+    )
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return tuple(round(k * step, decimals) + 0.0 for k in range(first, last + 1))
 
 
 def tick_labels(ticks: Sequence[float]) -> list[str]:
-    """The shortest decimals that tell the ticks apart; powers of ten where they would be long.
+    """The fewest decimals that say the ticks exactly; powers of ten where that would be long.
 
     >>> tick_labels([0.0, 0.25, 0.5]), tick_labels([0.0, 5000.0]), tick_labels([0.0, 2e-06])
     (['0.00', '0.25', '0.50'], ['0', '5,000'], ['0', '2e-06'])
@@ -189,7 +201,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
             break
         if all(math.isclose(float(f"{t:.{decimals}f}"), t, rel_tol=1e-9) for t in ticks):
             return texts
-    return [f"{tick:.4g}" for tick in ticks]
+    return [f"{tick:.12g}" for tick in ticks]
 
 
 def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
@@ -198,7 +210,7 @@ def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         'style="max-width:100%;height:auto" font-family="system-ui, sans-serif" font-size="11" fill="#333">'
         f'<rect width="{width}" height="{height}" fill="#fff"/>'
-        f'<text x="12" y="20" font-size="13" font-weight="600">{_text(title)}</text>'
+        f'<text x="12" y="20" font-size="13" font-weight="600">{_text(_cut(title, 0.8 * width))}</text>'
         f"{''.join(parts)}</svg>"
     )
 
@@ -218,9 +230,10 @@ def _segment(x1: float, y1: float, x2: float, y2: float, colour: str, more: str 
 
 
 def _no_data(width: float, top: float, height: float, names: Sequence[str] = ()) -> list[str]:
-    box = f'x="12" y="{top + 4:.1f}" width="{width - 24}" height="{max(1.0, height - top - 16):.1f}"'
-    note = "no data" + (f" ({'; '.join(names)})" if names else "")
-    note = textwrap.shorten(note, max(8, int((width - 40) / _CHAR_PX)), placeholder=" …")
+    box = (
+        f'x="12" y="{top + 4:.1f}" width="{width - 24}" height="{max(1.0, height - top - 16):.1f}"'
+    )
+    note = _cut("no data" + (f" ({', '.join(names)})" if names else ""), width - 40)
     return [
         f'<rect {box} fill="none" stroke="#ccc" stroke-dasharray="4 4"/>',
         _label(width / 2, (top + height) / 2, note, more=' fill="#777"'),
@@ -237,27 +250,29 @@ def _style(number: int) -> tuple[str, str]:
     return PALETTE[number % len(PALETTE)], f' stroke-dasharray="{dash}"' if dash else ""
 
 
-def _legend(series: dict[str, Sequence[tuple[float, float]]], width: int) -> tuple[list[str], float]:
-    """Rows of line samples and names under the title, and how many pixels high they are."""
-    parts, x, y = [], 12.0, 38.0
+def _legend(series: dict[str, Sequence[tuple[float, float]]], width: int) -> tuple[list[str], int]:
+    """Line samples and names under the title, and how many rows of 16 px they take."""
+    parts, x, row = [], 12.0, 1
     for number, (name, line) in enumerate(series.items()):
         words = name if any(_finite(point) for point in line) else f"{name} (no data)"
         words = _cut(words, width - 60)
         entry_px = 22 + _CHAR_PX * len(words) + 16
         if x > 12 and x + entry_px > width:
-            x, y = 12.0, y + 16
+            x, row = 12.0, row + 1
+        y = 24.0 + 16 * row
         colour, dash = _style(number)
         parts.append(_segment(x, y - 4, x + 18, y - 4, colour, f' stroke-width="2"{dash}'))
         parts.append(_label(x + 23, y, words, anchor="start"))
         x += entry_px
-    return parts, (y - 24 if series else 0.0)
+    return parts, row if series else 0
 
 
 def _line(
     line: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, colour: str, dash: str
 ) -> list[str]:
     """One path, lifted at the gaps; dots where the points are few or stand alone."""
-    parts, strokes = [], [[]]  # type: ignore[var-annotated]
+    parts: list[str] = []
+    strokes: list[list[tuple[float, float]]] = [[]]
     for point in line:
         if _finite(point):
             strokes[-1].append((x_axis.px(point[0]), y_axis.px(point[1])))
@@ -269,7 +284,9 @@ def _line(
             look = f'fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"{dash}'
             parts.append(f'<path d="{path}" {look}/>')
         if len(line) <= 30 or len(stroke) == 1:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in stroke]
+            parts += [
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in stroke
+            ]
     return parts
 
 
@@ -287,7 +304,8 @@ def _bar(estimate: Estimate, scale: float, x: float, bar_px: float, y_axis: Axis
         thick = ' stroke-width="1.5"'
         parts += [_segment(x, low, x, high, "#1F3F5B", thick)]
         parts += [_segment(x - 5, y, x + 5, y, "#1F3F5B", thick) for y in (low, high)]
-    return [*parts, _label(x, highest - 5, estimate.headline(), more=' font-weight="600"')]
+    number = estimate.headline().removesuffix(f" {estimate.unit}")  # the axis names the unit
+    return [*parts, _label(x, highest - 5, number, more=' font-weight="600"')]
 
 
 def _under_bar(lines: Sequence[str], estimate: Estimate, x: float, bottom: float) -> list[str]:

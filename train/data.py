@@ -27,6 +27,8 @@ class Batch:
     """(B, T) bool, True = a token of the response (its end-of-sequence token included): what counts."""
     vision: dict[str, torch.Tensor]
     """What the vision tower takes, as the model's processor names it; rows in batch order."""
+    weight: torch.Tensor | None = None
+    """(B, T) how much each target token counts; None = all the same."""
 
     def inputs(self) -> dict[str, Any]:
         """Keyword arguments of the model's forward."""

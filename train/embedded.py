@@ -34,7 +34,14 @@ VIDEO_MOMENTS = 3
 """The whole video is seen at three moments, each given twice: a temporal patch of 2 mixes none."""
 TEMPORAL_PATCH = 2
 VISUAL_TOKENS = (FRAME_SIZE // PATCH_SIZE // 2) ** 2
-MIXTURE = {"caption": 0.1, "answer": 0.12, "judge_context": 0.46, "judge": 0.32}
+MIXTURE = {
+    "caption": 0.08, "answer": 0.1, "check_context": 0.06, "check": 0.04, "judge_context": 0.43,
+    "judge": 0.29,
+}  # fmt: skip
+SHORT_UNTIL = 4400
+"""Step from which descriptions of whole videos are judged as well."""
+VERDICT_WEIGHT = 5.0
+"""A verdict is one token beside the many of an answer: it counts this much more."""
 LOOKAHEAD = 8
 """Batches made together and sorted by length, to waste little on padding."""
 
@@ -78,13 +85,14 @@ def make_sample(
         user, answer = prompt.load("caption_compact_v1").user, shapes.caption(video.scenes[number])
     else:
         taken = [m for m in moments(0.0, video.duration_s, VIDEO_MOMENTS) for _ in range(2)]
-        question = rng.choice(_by_kind(rng, video))
+        short = task.endswith("_short")
+        question = rng.choice(_by_kind(rng, video, short=short))
         if task == "answer":
             user, answer = question.text, answer_for(rng, video, question)
+        elif task.startswith("check"):
+            user, answer = make_check(rng, video, question, context="context" in task)
         else:
-            user, answer, right = make_verdict(
-                rng, video, question, context=task == "judge_context"
-            )
+            user, answer, right = make_verdict(rng, video, question, context="context" in task)
     times = tuple(
         (taken[i][0] + taken[i + 1][0]) / 2 for i in range(0, len(taken), TEMPORAL_PATCH)
     )
@@ -92,8 +100,10 @@ def make_sample(
     return Sample(task, poses, times, user, answer, right)
 
 
-def _by_kind(rng: random.Random, video: shapes.ShapesVideo) -> list[shapes.ShapesQuestion]:
-    asked = shapes.questions(video)
+def _by_kind(
+    rng: random.Random, video: shapes.ShapesVideo, *, short: bool
+) -> list[shapes.ShapesQuestion]:
+    asked = [q for q in shapes.questions(video) if not short or q.kind != "describe"]
     kind = rng.choice(sorted({q.kind for q in asked}))
     return [q for q in asked if q.kind == kind]
 
@@ -118,14 +128,29 @@ def make_verdict(
     fields: dict[str, Any] = {"question": question.text, "response_a": a, "response_b": b}
     name = "judge_compact_v1"
     if context:
-        name = "judge_context_compact_v1"
-        line = prompt.load("context_compact_v1")
-        fields["context"] = " ".join(
-            line.render(start_s=round(i * shapes.SCENE_S), caption=_seen(rng, scene)).user
-            for i, scene in enumerate(video.scenes)
-        )
+        name, fields["context"] = "judge_context_compact_v1", _narrative(rng, video)
     right = tuple(sorted({x for x in (a, b) if x == question.reference}))
     return prompt.load(name).render(**fields).user, verdict, right
+
+
+def make_check(
+    rng: random.Random, video: shapes.ShapesVideo, question: shapes.ShapesQuestion, *, context: bool
+) -> tuple[str, str]:
+    """One answer and whether it is entirely right: what a judge must be able to do twice."""
+    right = rng.random() < 0.5
+    edits = 0 if right else rng.choice((1, 1, 2))
+    said = shapes_truth.corrupt(rng, question.kind, question.reference, edits)
+    before = f"context {_narrative(rng, video)} " if context else ""
+    answer = "yes" if said == question.reference else "no"
+    return f"{before}question {question.text} A : {said} verdict", answer
+
+
+def _narrative(rng: random.Random, video: shapes.ShapesVideo) -> str:
+    line = prompt.load("context_compact_v1")
+    return " ".join(
+        line.render(start_s=round(i * shapes.SCENE_S), caption=_seen(rng, scene)).user
+        for i, scene in enumerate(video.scenes)
+    )
 
 
 def _seen(rng: random.Random, scene: shapes.Scene) -> str:
@@ -217,7 +242,10 @@ def collate(
         "video_grid_thw": torch.tensor([[CLIP_FRAMES // TEMPORAL_PATCH, grid, grid]] * len(rows)),
         "mm_token_type_ids": (ids == video_id).long() * 2,
     }
-    return Batch(ids, mask, target, vision)
+    weight = torch.ones(ids.shape)
+    for i, (sample, first) in enumerate(zip(samples, prompts, strict=True)):
+        weight[i, first] = VERDICT_WEIGHT if sample.task.startswith(("judge", "check")) else 1.0
+    return Batch(ids, mask, target, vision, weight)
 
 
 def _spans(ids: list[int], wanted: list[list[int]]) -> list[tuple[int, int]]:
@@ -241,16 +269,23 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
 
 
 def mixture_at(step: int) -> dict[str, float]:
-    """First see, then judge: verdicts only start to pay once captions are right."""
+    """First see, then check and judge short answers, then everything.
+
+    Verdicts only start to pay once captions are right, and emerge sooner on short answers beside the simpler
+    question whether one answer is right.
+    """
     if step < 1000:
         return {"caption": 0.5, "answer": 0.5}
-    if step < 1400:
-        return {"caption": 0.3, "answer": 0.3, "judge_context": 0.25, "judge": 0.15}
+    if step < SHORT_UNTIL:
+        return {
+            "caption": 0.06, "answer": 0.1, "check_context_short": 0.16, "check_short": 0.12,
+            "judge_context_short": 0.34, "judge_short": 0.22,
+        }  # fmt: skip
     return MIXTURE
 
 
 JUDGE = SFTConfig(
-    steps=4500, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.3, save_steps=100
+    steps=5400, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.2, save_steps=100
 )
 POLICY_START = SFTConfig(
     steps=500, learning_rate=1e-3, muon_learning_rate=0.005, decay_fraction=0.7, save_steps=100

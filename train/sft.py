@@ -48,11 +48,20 @@ class SFTConfig:
 
 
 def sft_loss(model: Any, batch: Batch) -> torch.Tensor:
-    """Mean cross-entropy over the tokens of the answers: `batch.target` (B, T) True = counts."""
+    """Mean cross-entropy over the tokens of the answers: `batch.target` (B, T) True = counts.
+
+    With `batch.weight` the mean is a weighted one.
+    """
     hidden = model.model(**batch.inputs()).last_hidden_state[:, :-1]
     wanted = batch.target[:, 1:]
     logits = model.lm_head(hidden[wanted])
-    return nn.functional.cross_entropy(logits.float(), batch.input_ids[:, 1:][wanted])
+    losses = nn.functional.cross_entropy(
+        logits.float(), batch.input_ids[:, 1:][wanted], reduction="none"
+    )
+    if batch.weight is None:
+        return losses.mean()
+    weight = batch.weight[:, 1:][wanted]
+    return (losses * weight).sum() / weight.sum()
 
 
 def fit(

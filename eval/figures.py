@@ -1,0 +1,203 @@
+"""The figures of a journey: what the labels, the reward models and the policy are worth, with intervals.
+
+Everything is computed from rows of the warehouse and clustered by video. Agreement with the truth counts pairs whose
+answers differ in truth: 1 when the label names the truer one, 1/2 for a tie, 0 otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_rlaif.eval.metrics import Estimate, clustered_mean, paired_difference
+from vlm_rlaif.eval.truth import agreement, differing_facts, pair_truths
+from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.warehouse.config import Recipe
+from vlm_rlaif.warehouse.store import Warehouse
+
+Figures = dict[str, Estimate]
+
+
+def label_figures(warehouse: Warehouse, recipe: Recipe) -> Figures:
+    """`label_accuracy` of every arm, `context_gain`, and the gain by kind of fact."""
+    found: Figures = {}
+    by_arm: dict[str, dict[str, float]] = {}
+    videos: dict[str, str] = {}
+    facts: dict[str, set[str]] = {}
+    for arm in recipe.label.arms if recipe.label else []:
+        rows = shapes_preferences(warehouse, label_stage(recipe, arm).spec.spec_id)
+        scored: dict[str, float] = {}
+        for row in rows:
+            a, b = pair_truths(row)
+            scored[row["pair_id"]] = agreement(row["p_a"], row["choice"], a, b)
+            videos[row["pair_id"]], facts[row["pair_id"]] = row["video_id"], differing_facts(a, b)
+        by_arm[arm] = {pair: value for pair, value in scored.items() if not math.isnan(value)}
+        found[f"label_accuracy_{arm}"] = _mean(by_arm[arm], videos)
+    if {"context", "none"} <= by_arm.keys():
+        both = sorted(by_arm["context"].keys() & by_arm["none"].keys())
+        found["context_gain"] = _gain(by_arm, both, videos)
+        for kind in sorted({kind for pair in both for kind in facts[pair]}):
+            chosen = [pair for pair in both if kind in facts[pair]]
+            found[f"context_gain_{kind}"] = _gain(by_arm, chosen, videos)
+    return found
+
+
+def shapes_preferences(
+    warehouse: Warehouse, judge: str, split: str | None = None
+) -> list[dict[str, Any]]:
+    """Preferences of a judge on questions whose truth is known."""
+    rows = warehouse.preferences(judge=judge, split=split).to_dicts()
+    return [row for row in rows if row["kind"] is not None and row["reference"] is not None]
+
+
+def _mean(values: dict[str, float], videos: dict[str, str]) -> Estimate:
+    return clustered_mean(list(values.values()), [videos[pair] for pair in values])
+
+
+def _gain(
+    by_arm: dict[str, dict[str, float]], pairs: Sequence[str], videos: dict[str, str]
+) -> Estimate:
+    first, second = ([by_arm[arm][pair] for pair in pairs] for arm in ("context", "none"))
+    return paired_difference(first, second, [videos[pair] for pair in pairs])
+
+
+def reward_figures(
+    warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path], split: str = "test"
+) -> Figures:
+    """Accuracy of reward models against the truth on held-out videos, and of the judge beside them.
+
+    `folders`: a name (`rm`, `rm_text_only`) -> the checkpoint's folder.
+    """
+    from vlm_rlaif.train.reward import RewardModel, pairs_from_rows
+
+    arm = recipe.reward.labels if recipe.reward else "context"
+    judge = label_stage(recipe, "context" if arm == "random" else arm).spec.spec_id
+    rows = shapes_preferences(warehouse, judge, split)
+    truths = [pair_truths(row) for row in rows]
+    kept = [i for i, (a, b) in enumerate(truths) if a.fraction != b.fraction]
+    rows, truths = [rows[i] for i in kept], [truths[i] for i in kept]
+    videos = [row["video_id"] for row in rows]
+    labels = [
+        agreement(r["p_a"], r["choice"], *t) for r, t in zip(rows, truths, strict=True)
+    ]
+    found = {"label_accuracy_held_out": clustered_mean(labels, videos)}
+    accuracies: dict[str, list[float]] = {}
+    pairs = pairs_from_rows(rows, warehouse.video_path)
+    for name, folder in folders.items():
+        model = RewardModel.load(folder)
+        a, b = model.score([pair.a for pair in pairs]), model.score([pair.b for pair in pairs])
+        accuracies[name] = [
+            0.5 if x == y else float((x > y) == (t.fraction > u.fraction))
+            for x, y, (t, u) in zip(a, b, truths, strict=True)
+        ]
+        found[f"{name}_accuracy"] = clustered_mean(accuracies[name], videos)
+        for kind in sorted({kind for t, u in truths for kind in differing_facts(t, u)}):
+            chosen = [i for i, (t, u) in enumerate(truths) if differing_facts(t, u) == {kind}]
+            found[f"{name}_accuracy_{kind}_only"] = clustered_mean(
+                [accuracies[name][i] for i in chosen], [videos[i] for i in chosen]
+            )
+    if {"rm", "rm_text_only"} <= accuracies.keys():
+        found["rm_video_gain"] = paired_difference(
+            accuracies["rm"], accuracies["rm_text_only"], videos
+        )
+    return found
+
+
+def answer_rows(warehouse: Warehouse, spec_id: str, metric: str = "truth") -> list[dict[str, Any]]:
+    """(question_id, sample_index, value, tokens, video_id, kind) of one model's scored answers."""
+    return warehouse.rows(
+        "SELECT a.question_id, a.sample_index, a.text, a.tokens, s.value, q.video_id, q.kind FROM answers a"
+        " JOIN scores s ON s.answer_id = a.answer_id AND s.metric = ? AND s.judge = 'truth'"
+        " JOIN questions q ON q.question_id = a.question_id WHERE a.spec_id = ?"
+        " ORDER BY a.question_id, a.sample_index",
+        [metric, spec_id],
+    )
+
+
+def policy_figures(warehouse: Warehouse, start: str, trained: str, name: str = "policy") -> Figures:
+    """Truth of greedy answers before and after, and the paired difference (`NAME_gain`), by kind as well."""
+    found: Figures = {}
+    for metric in ("truth", "fully_right"):
+        before, after = (
+            {r["question_id"]: r for r in answer_rows(warehouse, spec, metric)}
+            for spec in (start, trained)
+        )
+        if before.keys() != after.keys():
+            raise ValueError(f"{len(before.keys() ^ after.keys())} questions have only one of the two answers")
+        questions = sorted(before)
+        videos = [before[q]["video_id"] for q in questions]
+        old, new = ([rows[q]["value"] for q in questions] for rows in (before, after))
+        suffix = "" if metric == "truth" else f"_{metric}"
+        found[f"start_truth{suffix}"] = clustered_mean(old, videos)
+        found[f"{name}_truth{suffix}"] = clustered_mean(new, videos)
+        found[f"{name}_gain{suffix}"] = paired_difference(new, old, videos)
+        if metric == "truth":
+            for kind in sorted({before[q]["kind"] for q in questions}):
+                at = [i for i, q in enumerate(questions) if before[q]["kind"] == kind]
+                found[f"{name}_gain_{kind}"] = paired_difference(
+                    [new[i] for i in at], [old[i] for i in at], [videos[i] for i in at]
+                )
+            lengths = ([rows[q]["tokens"] for q in questions] for rows in (before, after))
+            for who, tokens in zip(("start", name), lengths, strict=True):
+                found[f"{who}_tokens"] = clustered_mean(tokens, videos, unit="tokens")
+    return found
+
+
+def sampled_truth(warehouse: Warehouse, spec_id: str, name: str) -> Figures:
+    """Mean truth of a model's sampled answers."""
+    rows = answer_rows(warehouse, spec_id)
+    values, videos = [r["value"] for r in rows], [r["video_id"] for r in rows]
+    return {f"{name}_truth_sampled": clustered_mean(values, videos)}
+
+
+def best_of_n(
+    warehouse: Warehouse, spec_id: str, reward_folder: Path, questions: dict[str, dict[str, Any]]
+) -> Figures:
+    """Truth of the sampled answer that the reward model likes best: what picking alone can do.
+
+    `questions`: question id -> its row with `text` and `uri`.
+    """
+    from vlm_rlaif.train.reward import RewardModel, Scored
+
+    rows = answer_rows(warehouse, spec_id)
+    model = RewardModel.load(reward_folder)
+    scores = model.score(
+        [
+            Scored(
+                warehouse.video_path(questions[r["question_id"]]["uri"]),
+                questions[r["question_id"]]["text"], r["text"],
+            )
+            for r in rows
+        ]
+    )  # fmt: skip
+    best: dict[str, tuple[float, dict[str, Any]]] = {}
+    for row, value in zip(rows, scores, strict=True):
+        if row["question_id"] not in best or value > best[row["question_id"]][0]:
+            best[row["question_id"]] = (value, row)
+    chosen = [row for _, row in best.values()]
+    n = max((row["sample_index"] for row in rows), default=-1) + 1
+    truth = clustered_mean([r["value"] for r in chosen], [r["video_id"] for r in chosen])
+    return {f"best_of_{n}_truth": truth}
+
+
+def win_figures(warehouse: Warehouse, judge: str) -> Figures:
+    """How probable the judge finds it that the trained policy's answer beats the start's, both orders."""
+    rows = warehouse.rows(
+        "SELECT q.video_id, avg(s.value) AS value FROM scores s JOIN answers a USING (answer_id)"
+        " JOIN questions q ON q.question_id = a.question_id WHERE s.judge = ?"
+        " GROUP BY q.video_id, a.answer_id",
+        [judge],
+    )
+    return {"win_rate": clustered_mean([r["value"] for r in rows], [r["video_id"] for r in rows])}
+
+
+def as_table(figures: Figures) -> list[dict[str, str]]:
+    """Rows to print."""
+    return [{"figure": name, "value": str(estimate)} for name, estimate in figures.items()]
+
+
+def select(figures: Figures, names: Iterable[str]) -> Figures:
+    """Some figures, in the order of the names; absent ones are left out."""
+    return {name: figures[name] for name in names if name in figures}
