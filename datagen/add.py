@@ -18,7 +18,20 @@ from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 from vlm_rlaif.warehouse.video import VideoError, hash_file, probe
 
-SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".ts", ".mpg", ".mpeg", ".flv", ".ogv", ".gif"}
+SUFFIXES = {
+    ".mp4",
+    ".mkv",
+    ".webm",
+    ".mov",
+    ".avi",
+    ".m4v",
+    ".ts",
+    ".mpg",
+    ".mpeg",
+    ".flv",
+    ".ogv",
+    ".gif",
+}
 
 
 def add_videos(warehouse: Warehouse, folder: Path) -> Outcome:
@@ -46,9 +59,7 @@ def video_files(folder: Path) -> list[Path]:
         return [folder]
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
     if not files:
-        raise UserError(
-            f"There is no video below {folder}.", f"Looked for {', '.join(sorted(SUFFIXES))}."
-        )
+        raise UserError(f"There is no video below {folder}.", f"Looked for {', '.join(sorted(SUFFIXES))}.")
     return files
 
 
@@ -127,12 +138,13 @@ def read_questions(file: Path) -> list[tuple[int, dict[str, Any]]]:
 def match_videos(videos: Iterable[dict[str, Any]], name: str | None, where: str) -> list[str]:
     """Videos that a question is about: all without a name, else those whose path ends in it."""
     found = [
-        v["video_id"]
-        for v in videos
-        if name is None or v["video_id"] == name or f"/{v['uri']}".endswith(f"/{name}")
+        v["video_id"] for v in videos if name is None or v["video_id"] == name or f"/{v['uri']}".endswith(f"/{name}")
     ]
     if not found:
-        raise UserError(f"{where}: no readable video is called {name!r}.", "vlm-rlaif tables W shows what is there.")
+        raise UserError(
+            f"{where}: no readable video is called {name!r}.",
+            "vlm-rlaif tables W shows what is there.",
+        )
     return found
 
 

@@ -45,6 +45,5 @@ class AskStage:
         if not asked:
             raise Unreadable("unparsable", "No line of the reply ends in a question mark.")
         return [
-            make_question(row["video_id"], {"question": text}, "ask", run_id, self.spec.spec_id)
-            for text in asked
+            make_question(row["video_id"], {"question": text}, "ask", run_id, self.spec.spec_id) for text in asked
         ]

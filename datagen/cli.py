@@ -91,9 +91,7 @@ def run_stages(
         return 0
     engines = Engines(engine_name)
     outcomes = [
-        run_stage(
-            opened, stage, engines.of(stage.spec.model), limit=limit, retry_failed=retry_failed
-        )
+        run_stage(opened, stage, engines.of(stage.spec.model), limit=limit, retry_failed=retry_failed)
         for stage in stages
     ]
     return finish(outcomes, as_json)
@@ -130,9 +128,7 @@ def _model_stage(name: str, help_text: str, make: Callable[[Recipe], Stage]) -> 
         return run_stages(warehouse, [make(_load(recipe_name, model))], **options)
 
 
-def _derived_stage(
-    name: str, help_text: str, derive: Callable[[Warehouse, Recipe], Outcome]
-) -> None:
+def _derived_stage(name: str, help_text: str, derive: Callable[[Warehouse, Recipe], Outcome]) -> None:
     @datagen.command(name, help=help_text)
     @warehouse_argument
     @click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 
@@ -38,7 +39,7 @@ def cut(duration_s: float, recipe: Clips) -> list[tuple[float, float]]:
         while edges[-1] + step < duration_s - SHORTEST_S:
             edges.append(edges[-1] + step)
         edges.append(duration_s)
-    return list(zip(edges, edges[1:], strict=False))
+    return list(itertools.pairwise(edges))
 
 
 def clip(warehouse: Warehouse, recipe: Clips) -> Outcome:

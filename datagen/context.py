@@ -20,9 +20,7 @@ def narrate(line: prompt.Prompt, clips: Sequence[dict[str, Any]]) -> str:
     '0-2.5 s: A dog runs.'
     """
     return "\n".join(
-        line.render(
-            start_s=f"{clip['start_s']:.3g}", end_s=f"{clip['end_s']:.3g}", caption=clip["text"]
-        ).user
+        line.render(start_s=f"{clip['start_s']:.3g}", end_s=f"{clip['end_s']:.3g}", caption=clip["text"]).user
         for clip in clips
     )
 

@@ -61,9 +61,7 @@ def read_clip(part: VideoPart) -> Clip:
     The newest are kept: the requests of one video come one after the other.
     """
     spec = part.frames
-    taken = sample(
-        part.path, spec.count, start_s=part.start_s, end_s=part.end_s, size=spec.size
-    )
+    taken = sample(part.path, spec.count, start_s=part.start_s, end_s=part.end_s, size=spec.size)
     frames = np.repeat(taken.frames, spec.repeat, axis=0)
     return Clip(frames, tuple(t for t in taken.times_s for _ in range(spec.repeat)))
 
@@ -104,8 +102,7 @@ class Encoder:
         types = made.get("mm_token_type_ids", [[0] * len(row) for row in rows])
         vision = _split(made, len(texts)) if clips else [{} for _ in texts]
         return [
-            Encoded(list(ids), list(kinds), pixels)
-            for ids, kinds, pixels in zip(rows, types, vision, strict=True)
+            Encoded(list(ids), list(kinds), pixels) for ids, kinds, pixels in zip(rows, types, vision, strict=True)
         ]
 
     def _chat(self, conversation: Conversation) -> str:
@@ -123,9 +120,7 @@ class Encoder:
         found = [self.tokenizer.encode(c, add_special_tokens=False) for c in choices]
         for choice, ids in zip(choices, found, strict=True):
             if len(ids) != 1:
-                raise UserError(
-                    f"The label {choice!r} is {len(ids)} tokens of this model's tokenizer, not one."
-                )
+                raise UserError(f"The label {choice!r} is {len(ids)} tokens of this model's tokenizer, not one.")
         return [ids[0] for ids in found]
 
     def visual_ids(self) -> list[int]:
@@ -164,18 +159,13 @@ def _split(made: Any, count: int) -> list[dict[str, torch.Tensor]]:
     }
     if "video_grid_thw" in tensors:
         patches = tensors["video_grid_thw"].prod(dim=1).tolist()
-        parts = {
-            n: t.split(patches) if n == "pixel_values_videos" else t.split(1)
-            for n, t in tensors.items()
-        }
+        parts = {n: t.split(patches) if n == "pixel_values_videos" else t.split(1) for n, t in tensors.items()}
     else:
         parts = {n: t.split(1) for n, t in tensors.items() if len(t) == count}
     return [{n: split[i] for n, split in parts.items()} for i in range(count)]
 
 
-def collate(
-    rows: Sequence[Encoded], pad_id: int, *, side: str, device: Any = "cpu"
-) -> dict[str, torch.Tensor]:
+def collate(rows: Sequence[Encoded], pad_id: int, *, side: str, device: Any = "cpu") -> dict[str, torch.Tensor]:
     """Pad prompts to one batch of model inputs, on the `left` (to generate) or the `right`."""
     longest = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), longest), pad_id)

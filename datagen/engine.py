@@ -117,7 +117,10 @@ class ScriptedEngine:
             logprobs = {c: log(max(said.get(c, 0.0), 1e-9)) for c in request.choices}
             best = max(logprobs, key=lambda choice: logprobs[choice])
             yield Completion(
-                request.request_id, best, tokens_out=1, logprob=log(min(1.0, exp(logprobs[best]))),
+                request.request_id,
+                best,
+                tokens_out=1,
+                logprob=log(min(1.0, exp(logprobs[best]))),
                 choice_logprobs=logprobs,
             )
 

@@ -123,9 +123,7 @@ def _pump(
         journal.close()
 
 
-def _read(
-    stage: Stage, row: Row, done: Completion, run_id: str, attempts: dict[str, int]
-) -> Sequence[Record]:
+def _read(stage: Stage, row: Row, done: Completion, run_id: str, attempts: dict[str, int]) -> Sequence[Record]:
     kind, message = done.error_kind, done.error
     if not done.error:
         try:

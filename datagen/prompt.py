@@ -71,9 +71,7 @@ def load(name: str, folder: Path | None = None) -> Prompt:
     file = shipped / f"{name}.md"
     if not file.is_file():
         names = sorted(entry.name.removesuffix(".md") for entry in shipped.iterdir())
-        raise UserError(
-            f"There is no prompt {name!r}.{nearest(name, names)}", f"Known: {', '.join(names)}."
-        )
+        raise UserError(f"There is no prompt {name!r}.{nearest(name, names)}", f"Known: {', '.join(names)}.")
     return parse(name, file.read_text(encoding="utf-8"))
 
 

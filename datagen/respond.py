@@ -36,9 +36,7 @@ class RespondStage:
         return [
             {
                 **row,
-                "row_id": row_id(
-                    "response", self.spec.spec_id, row["question_id"], row["sample_index"]
-                ),
+                "row_id": row_id("response", self.spec.spec_id, row["question_id"], row["sample_index"]),
             }
             for row in rows
         ]
@@ -66,5 +64,3 @@ class RespondStage:
 def seed_of(response_id: str) -> int:
     """The seed of a response is part of its id, so the order of the work does not matter."""
     return int(response_id[:8], 16) >> 1
-
-

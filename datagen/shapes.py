@@ -140,10 +140,7 @@ def caption(scene: Scene) -> str:
 
 def describe(video: ShapesVideo) -> str:
     """What a perfect model says about the whole video, scene by scene."""
-    return " ".join(
-        f"{ordinal} {caption(scene)}"
-        for ordinal, scene in zip(ORDINALS, video.scenes, strict=False)
-    )
+    return " ".join(f"{ordinal} {caption(scene)}" for ordinal, scene in zip(ORDINALS, video.scenes, strict=False))
 
 
 def questions(video: ShapesVideo) -> list[ShapesQuestion]:
@@ -155,16 +152,10 @@ def questions(video: ShapesVideo) -> list[ShapesQuestion]:
         for s in scene:
             name = f"the {s.colour} {s.shape}"
             if names.count((s.colour, s.shape)) == 1:
-                made.append(
-                    ShapesQuestion("action", f"what does {name} do ?", f"{name} {s.motion} .")
-                )
+                made.append(ShapesQuestion("action", f"what does {name} do ?", f"{name} {s.motion} ."))
                 if scene_number + 1 < len(video.scenes):
                     after = caption(video.scenes[scene_number + 1])
-                    made.append(
-                        ShapesQuestion(
-                            "after", f"what happens after {name} {s.motion} ?", f"then {after}"
-                        )
-                    )
+                    made.append(ShapesQuestion("after", f"what happens after {name} {s.motion} ?", f"then {after}"))
             if sum(other.shape == s.shape for other in shapes) == 1:
                 made.append(
                     ShapesQuestion(
@@ -173,9 +164,7 @@ def questions(video: ShapesVideo) -> list[ShapesQuestion]:
                         f"the {s.shape} is {s.colour} .",
                     )
                 )
-    made.append(
-        ShapesQuestion("count", "how many shapes are there ?", f"there are {len(shapes)} shapes .")
-    )
+    made.append(ShapesQuestion("count", "how many shapes are there ?", f"there are {len(shapes)} shapes ."))
     return made
 
 

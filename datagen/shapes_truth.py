@@ -77,7 +77,8 @@ def scenes_of(kind: str, text: str) -> list[list[Mention]]:
 
 def _score_scenes(wanted: list[list[Mention]], found: list[list[Mention]]) -> Truth:
     true, total = dict.fromkeys(_ATTRIBUTES, 0), dict.fromkeys(_ATTRIBUTES, 0)
-    for scene, said in itertools.zip_longest(wanted, found, fillvalue=[]):
+    nothing: list[Mention] = []
+    for scene, said in itertools.zip_longest(wanted, found, fillvalue=nothing):
         for attribute, matches in zip(_ATTRIBUTES, _best_matches(scene, said), strict=True):
             true[attribute] += matches
             total[attribute] += max(len(scene), len(said))
@@ -91,10 +92,7 @@ def _best_matches(scene: list[Mention], said: list[Mention]) -> tuple[int, int, 
         many = many[: len(few)]
     best = (0, 0, 0)
     for order in itertools.permutations(many, len(few)):
-        hits = [
-            tuple(a == b for a, b in zip(one, other, strict=True))
-            for one, other in zip(few, order, strict=True)
-        ]
+        hits = [tuple(a == b for a, b in zip(one, other, strict=True)) for one, other in zip(few, order, strict=True)]
         counts = tuple(sum(column) for column in zip(*hits, strict=True)) or (0, 0, 0)
         best = max(best, counts, key=sum)  # type: ignore[assignment]
     return best

@@ -58,9 +58,7 @@ def poses(video: ShapesVideo, frame_numbers: Sequence[int]) -> NDArray[np.float3
         for slot, shape in enumerate(video.scenes[scene]):
             x, y, radius, brightness = pose(shape, step / FRAMES_PER_SCENE)
             out[row, slot, :4] = x, y, radius, SHAPES.index(shape.shape)
-            out[row, slot, 4:] = [
-                BACKGROUND + (c - BACKGROUND) * brightness for c in RGB[shape.colour]
-            ]
+            out[row, slot, 4:] = [BACKGROUND + (c - BACKGROUND) * brightness for c in RGB[shape.colour]]
     return out
 
 
@@ -88,13 +86,15 @@ def _distance(
     """Signed distance to the outline: below zero inside."""
     ax, ay = np.abs(dx), np.abs(dy)
     if shape == "circle":
-        return np.sqrt(dx * dx + dy * dy) - r
-    if shape == "square":
-        return np.maximum(ax, ay) - 0.88 * r
-    if shape == "triangle":
-        return np.maximum(dy - 0.8 * r, (ax - 0.5 * (dy + r)) * 0.894)
-    bar = 0.33 * r
-    return np.minimum(np.maximum(ax - bar, ay - r), np.maximum(ax - r, ay - bar))
+        outside = np.sqrt(dx * dx + dy * dy) - r
+    elif shape == "square":
+        outside = np.maximum(ax, ay) - 0.88 * r
+    elif shape == "triangle":
+        outside = np.maximum(dy - 0.8 * r, (ax - 0.5 * (dy + r)) * 0.894)
+    else:
+        bar = 0.33 * r
+        outside = np.minimum(np.maximum(ax - bar, ay - r), np.maximum(ax - r, ay - bar))
+    return np.asarray(outside, np.float32)
 
 
 def render(video: ShapesVideo, size: int = 96) -> NDArray[np.uint8]:

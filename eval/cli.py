@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, show, warehouse_argument
+from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, show
 from vlm_rlaif.warehouse.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,9 +23,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="Use this model for every stage (folder, hub id, embedded:NAME).")
 @click.option("--engine", "engine_name", default="auto", show_default=True,
               type=click.Choice(["auto", "transformers", "vllm"]))  # fmt: skip
-def run(
-    arguments: tuple[str, ...], into: Path | None, model: str | None, engine_name: str
-) -> int:
+def run(arguments: tuple[str, ...], into: Path | None, model: str | None, engine_name: str) -> int:
     """Run a whole recipe: `run shapes --into demo`, or `run w.duckdb recipe.yaml --model M`."""
     if len(arguments) != (1 if into else 2):
         raise UserError(
@@ -79,8 +77,8 @@ def peak_memory_gb() -> float:
 
 NEXT = (
     "vlm-rlaif tables {w}",
-    "vlm-rlaif sql {w} \"FROM judge_bias\"",
-    "vlm-rlaif sql {w} \"SELECT question, text_a, text_b, choice, p_a FROM lineage LIMIT 5\"",
+    'vlm-rlaif sql {w} "FROM judge_bias"',
+    'vlm-rlaif sql {w} "SELECT question, text_a, text_b, choice, p_a FROM lineage LIMIT 5"',
 )
 
 

@@ -87,9 +87,7 @@ def travel(warehouse: Warehouse, recipe: Recipe, engine_name: str = "auto") -> J
     return journey
 
 
-def generate(
-    warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel
-) -> None:
+def generate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:
     """Videos, clips, captions, contexts, questions, responses, pairs, labels."""
     if recipe.world is not None:
         journey.add(*add_world(warehouse, recipe.world))
@@ -136,9 +134,7 @@ def merged(journey: Journey) -> str | None:
     return str(trained.path / MERGED) if trained else None
 
 
-def evaluate(
-    warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel
-) -> None:
+def evaluate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:
     """Greedy and sampled answers of the start and of the trained policy, their truth, and who wins."""
     settings, policy = part(recipe, "evaluate"), merged(journey)
     for model in (None, policy) if policy else (None,):
@@ -176,9 +172,7 @@ def _sampled_figures(warehouse: Warehouse, recipe: Recipe, policy: str, reward: 
     n = part(recipe, "evaluate").best_of
     start = answer_stage(recipe, samples=n).spec.spec_id
     trained = answer_stage(recipe, policy, samples=n).spec.spec_id
-    rows = warehouse.rows(
-        "SELECT q.question_id, q.text, v.uri FROM questions q JOIN videos v USING (video_id)"
-    )
+    rows = warehouse.rows("SELECT q.question_id, q.text, v.uri FROM questions q JOIN videos v USING (video_id)")
     questions = {row["question_id"]: row for row in rows}
     return {
         **sampled_truth(warehouse, start, "start"),

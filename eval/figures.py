@@ -44,9 +44,7 @@ def label_figures(warehouse: Warehouse, recipe: Recipe) -> Figures:
     return found
 
 
-def shapes_preferences(
-    warehouse: Warehouse, judge: str, split: str | None = None
-) -> list[dict[str, Any]]:
+def shapes_preferences(warehouse: Warehouse, judge: str, split: str | None = None) -> list[dict[str, Any]]:
     """Preferences of a judge on questions whose truth is known."""
     rows = warehouse.preferences(judge=judge, split=split).to_dicts()
     return [row for row in rows if row["kind"] is not None and row["reference"] is not None]
@@ -56,16 +54,12 @@ def _mean(values: dict[str, float], videos: dict[str, str]) -> Estimate:
     return clustered_mean(list(values.values()), [videos[pair] for pair in values])
 
 
-def _gain(
-    by_arm: dict[str, dict[str, float]], pairs: Sequence[str], videos: dict[str, str]
-) -> Estimate:
+def _gain(by_arm: dict[str, dict[str, float]], pairs: Sequence[str], videos: dict[str, str]) -> Estimate:
     first, second = ([by_arm[arm][pair] for pair in pairs] for arm in ("context", "none"))
     return paired_difference(first, second, [videos[pair] for pair in pairs])
 
 
-def reward_figures(
-    warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path], split: str = "test"
-) -> Figures:
+def reward_figures(warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path], split: str = "test") -> Figures:
     """Accuracy of reward models against the truth on held-out videos, and of the judge beside them.
 
     `folders`: a name (`rm`, `rm_text_only`) -> the checkpoint's folder.
@@ -79,9 +73,7 @@ def reward_figures(
     kept = [i for i, (a, b) in enumerate(truths) if a.fraction != b.fraction]
     rows, truths = [rows[i] for i in kept], [truths[i] for i in kept]
     videos = [row["video_id"] for row in rows]
-    labels = [
-        agreement(r["p_a"], r["choice"], *t) for r, t in zip(rows, truths, strict=True)
-    ]
+    labels = [agreement(r["p_a"], r["choice"], *t) for r, t in zip(rows, truths, strict=True)]
     found = {"label_accuracy_held_out": clustered_mean(labels, videos)}
     accuracies: dict[str, list[float]] = {}
     pairs = pairs_from_rows(rows, warehouse.video_path)
@@ -99,9 +91,7 @@ def reward_figures(
                 [accuracies[name][i] for i in chosen], [videos[i] for i in chosen]
             )
     if {"rm", "rm_text_only"} <= accuracies.keys():
-        found["rm_video_gain"] = paired_difference(
-            accuracies["rm"], accuracies["rm_text_only"], videos
-        )
+        found["rm_video_gain"] = paired_difference(accuracies["rm"], accuracies["rm_text_only"], videos)
     return found
 
 
@@ -121,8 +111,7 @@ def policy_figures(warehouse: Warehouse, start: str, trained: str, name: str = "
     found: Figures = {}
     for metric in ("truth", "fully_right"):
         before, after = (
-            {r["question_id"]: r for r in answer_rows(warehouse, spec, metric)}
-            for spec in (start, trained)
+            {r["question_id"]: r for r in answer_rows(warehouse, spec, metric)} for spec in (start, trained)
         )
         if before.keys() != after.keys():
             raise ValueError(f"{len(before.keys() ^ after.keys())} questions have only one of the two answers")

@@ -1,8 +1,8 @@
-"""Plots and frames as strings that stand inside an HTML page: SVG and PNG without a plotting library.
+"""Plots and frames as strings for an HTML page: SVG and PNG without a plotting library.
 
-Two kinds of plot only, line and bar, drawn on white, with no script and nothing to load. What is missing is
-written as "no data" and never drawn as zero. For anything richer, export the numbers and use a real plotting
-library.
+Two kinds of plot only, line and bar, drawn on white, with no script and nothing to load. What is
+missing is written as "no data" and never drawn as zero. For anything richer, export the numbers and
+use a real plotting library.
 
 >>> line_plot("Reward", {"seed 0": [(0, 0.1), (10, 0.4)]}, x_label="step", y_label="reward")[:4]
 '<svg'
@@ -17,7 +17,7 @@ import re
 import struct
 import textwrap
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,14 +26,14 @@ from numpy.typing import NDArray
 from vlm_rlaif.eval.metrics import Estimate
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
-"""Okabe & Ito's colours, which colour-blind readers can tell apart (their yellow is too pale on white)."""
+"""Okabe & Ito's colours, which colour-blind readers can tell apart, without their pale yellow."""
 DASHES = ("", "6 3", "2 2")
 """Line styles: the palette starts again with the next one."""
 
 _CHAR_PX = 6.3
 """Mean width of a character at 11 px, a little generous: a string has no font to measure."""
-_SLOT_PX = (58.0, 110.0)
-"""Least and most width of a bar with its label, by the longest word; many bars make a wider plot."""
+_SLOT_PX = (58.0, 90.0)
+"""Least and most width of a bar with its label, by the longest word; many bars widen the plot."""
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -59,7 +59,7 @@ class Axis:
 
 def line_plot(
     title: str,
-    series: dict[str, Sequence[tuple[float, float]]],
+    series: Mapping[str, Sequence[tuple[float, float]]],
     *,
     x_label: str,
     y_label: str,
@@ -68,8 +68,8 @@ def line_plot(
 ) -> str:
     """Learning curves: one line per series of (x, y), with a legend. Labels carry the units.
 
-    Points are joined in the order given. A point that is NaN or infinite is a gap in its line. A legend of
-    more than one row makes the plot higher.
+    Points are joined in the order given. A point that is NaN or infinite is a gap in its line. A
+    legend of more than one row makes the plot higher.
     """
     legend, rows = _legend(series, width)
     top, height = 40 + 16 * rows, height + 16 * max(0, rows - 1)
@@ -104,8 +104,8 @@ def bar_plot(
 ) -> str:
     """One bar per (label, estimate) with its confidence interval as a whisker and n below.
 
-    Bars start at zero. Fractions are drawn in %. An estimate without a value is written as "no data"; one
-    without an interval has no whisker and says so. All estimates share one unit.
+    Bars start at zero. Fractions are drawn in %. An estimate without a value is written as "no
+    data"; one without an interval has no whisker and says so. All estimates share one unit.
     """
     units = sorted({estimate.unit for _, estimate in bars})
     if len(units) > 1:
@@ -114,14 +114,12 @@ def bar_plot(
     slot = min(max(_SLOT_PX[0], _CHAR_PX * max(map(len, words), default=0) + 8), _SLOT_PX[1])
     width = max(width, int(90 + slot * len(bars)))
     scale, suffix = (100.0, " %") if units == ["fraction"] else (1.0, "")
-    numbers = [
-        n * scale for _, bar in bars for n in (bar.value, bar.low, bar.high) if n is not None
-    ]
+    numbers = [n * scale for _, bar in bars for n in (bar.value, bar.low, bar.high) if n is not None]
     if not numbers:
         names = [label for label, _ in bars]
         return _svg(title, width, height, _no_data(width, 34, height, names))
     low, high = min(0.0, *numbers), max(0.0, *numbers)
-    ticks = nice_ticks(low, high if high > low else 1.0)
+    ticks = nice_ticks(low, high if high > low else scale)
     left, right, top = _left_px(ticks, suffix), width - 18.0, 50.0
     slot = (right - left) / len(bars)
     labels = [_wrapped(label, slot) for label, _ in bars]
@@ -141,7 +139,7 @@ def bar_plot(
 
 
 def png_data_uri(frame: NDArray[np.uint8]) -> str:
-    """A frame (H, W, 3) uint8 as the `src` of an HTML image: a PNG of one unfiltered, compressed block.
+    """A frame (H, W, 3) uint8 as the `src` of an HTML image: a PNG without row filters.
 
     >>> png_data_uri(np.zeros((1, 1, 3), np.uint8))[:30]
     'data:image/png;base64,iVBORw0K'
@@ -160,9 +158,7 @@ def png_data_uri(frame: NDArray[np.uint8]) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
-def nice_ticks(
-    low: float, high: float, *, count: int = 5, whole: bool = False
-) -> tuple[float, ...]:
+def nice_ticks(low: float, high: float, *, count: int = 5, whole: bool = False) -> tuple[float, ...]:
     """About `count` steps of 1, 2, 2.5 or 5 times a power of ten, from below `low` to above `high`.
 
     `whole`: no step below 1, for steps and epochs.
@@ -177,13 +173,9 @@ def nice_ticks(
         low, high = low - room, high + room
     least = max((high - low) / count, 1.0 if whole else 0.0) * (1 - 1e-9)
     power = math.floor(math.log10(least))
-    steps = [
-        (m * 10.0**p, max(0, -p) + (m == 2.5)) for p in (power, power + 1) for m in (1, 2, 2.5, 5)
-    ]
+    steps = [(m * 10.0**p, max(0, -p) + (m == 2.5)) for p in (power, power + 1) for m in (1, 2, 2.5, 5)]
     step, decimals = next(
-        (step, decimals)
-        for step, decimals in steps
-        if step >= least and (not whole or step.is_integer())
+        (step, decimals) for step, decimals in steps if step >= least and (not whole or step.is_integer())
     )
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return tuple(round(k * step, decimals) + 0.0 for k in range(first, last + 1))
@@ -208,9 +200,11 @@ def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{_text(title)}" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'style="max-width:100%;height:auto" font-family="system-ui, sans-serif" font-size="11" fill="#333">'
+        'style="max-width:100%;height:auto" '
+        'font-family="system-ui, sans-serif" font-size="11" fill="#333">'
         f'<rect width="{width}" height="{height}" fill="#fff"/>'
-        f'<text x="12" y="20" font-size="13" font-weight="600">{_text(_cut(title, 0.8 * width))}</text>'
+        '<text x="12" y="20" font-size="13" font-weight="600">'
+        f"{_text(_cut(title, 0.8 * width))}</text>"
         f"{''.join(parts)}</svg>"
     )
 
@@ -230,9 +224,7 @@ def _segment(x1: float, y1: float, x2: float, y2: float, colour: str, more: str 
 
 
 def _no_data(width: float, top: float, height: float, names: Sequence[str] = ()) -> list[str]:
-    box = (
-        f'x="12" y="{top + 4:.1f}" width="{width - 24}" height="{max(1.0, height - top - 16):.1f}"'
-    )
+    box = f'x="12" y="{top + 4:.1f}" width="{width - 24}" height="{max(1.0, height - top - 16):.1f}"'
     note = _cut("no data" + (f" ({', '.join(names)})" if names else ""), width - 40)
     return [
         f'<rect {box} fill="none" stroke="#ccc" stroke-dasharray="4 4"/>',
@@ -250,7 +242,7 @@ def _style(number: int) -> tuple[str, str]:
     return PALETTE[number % len(PALETTE)], f' stroke-dasharray="{dash}"' if dash else ""
 
 
-def _legend(series: dict[str, Sequence[tuple[float, float]]], width: int) -> tuple[list[str], int]:
+def _legend(series: Mapping[str, Sequence[tuple[float, float]]], width: int) -> tuple[list[str], int]:
     """Line samples and names under the title, and how many rows of 16 px they take."""
     parts, x, row = [], 12.0, 1
     for number, (name, line) in enumerate(series.items()):
@@ -267,9 +259,7 @@ def _legend(series: dict[str, Sequence[tuple[float, float]]], width: int) -> tup
     return parts, row if series else 0
 
 
-def _line(
-    line: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, colour: str, dash: str
-) -> list[str]:
+def _line(line: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, colour: str, dash: str) -> list[str]:
     """One path, lifted at the gaps; dots where the points are few or stand alone."""
     parts: list[str] = []
     strokes: list[list[tuple[float, float]]] = [[]]
@@ -284,9 +274,7 @@ def _line(
             look = f'fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"{dash}'
             parts.append(f'<path d="{path}" {look}/>')
         if len(line) <= 30 or len(stroke) == 1:
-            parts += [
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in stroke
-            ]
+            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.6" fill="{colour}"/>' for x, y in stroke]
     return parts
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 from vlm_rlaif.eval.figures import Figures
 from vlm_rlaif.eval.plots import bar_plot, line_plot, png_data_uri
-from vlm_rlaif.warehouse.config import Frames
 from vlm_rlaif.warehouse.store import Warehouse
 from vlm_rlaif.warehouse.video import sample
 
@@ -72,8 +71,7 @@ def _text(value: Any) -> str:
 def _table(figures: Figures) -> str:
     names = [*(n for n in HEADLINES if n in figures), *(n for n in figures if n not in HEADLINES)]
     rows = [
-        f"<tr><td><code>{_text(n)}</code></td><td>{_text(figures[n])}</td>"
-        f"<td>{_text(HEADLINES.get(n, ''))}</td></tr>"
+        f"<tr><td><code>{_text(n)}</code></td><td>{_text(figures[n])}</td><td>{_text(HEADLINES.get(n, ''))}</td></tr>"
         for n in names
     ]
     note = "95 % confidence intervals, clustered by video; n = items."
@@ -97,13 +95,14 @@ def _curves(warehouse: Warehouse, runs: Sequence[str]) -> list[str]:
     )
     plots = []
     for title, (stage, metrics, axis) in CURVES.items():
-        series: dict[str, list[tuple[float, float]]] = {}
+        series: dict[str, Sequence[tuple[float, float]]] = {}
         for row in steps:
             values = json.loads(row["metrics"])
             for metric, name in metrics.items():
                 if row["stage"] == stage and metric in values:
                     label = name if len(runs) <= 2 else f"{name} {row['run_id'][-6:]}"
-                    series.setdefault(label, []).append((float(row["step"]), values[metric]))
+                    point = (float(row["step"]), float(values[metric]))
+                    series[label] = [*series.get(label, []), point]
         plots.append(line_plot(title, series, x_label="step", y_label=axis))
     return plots
 
@@ -147,9 +146,7 @@ def _counts(warehouse: Warehouse) -> str:
     if not rows:
         return ""
     head = "".join(f"<th>{_text(name)}</th>" for name in rows[0])
-    body = "".join(
-        f"<tr>{''.join(f'<td>{_cell(v)}</td>' for v in row.values())}</tr>" for row in rows
-    )
+    body = "".join(f"<tr>{''.join(f'<td>{_cell(v)}</td>' for v in row.values())}</tr>" for row in rows)
     return f"<table><tr>{head}</tr>{body}</table>"
 
 

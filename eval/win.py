@@ -44,8 +44,7 @@ class WinStage:
             {"old": self.old_spec, "new": self.new_spec, "context": self.context},
         )
         known = {
-            r["score_id"]
-            for r in warehouse.rows("SELECT score_id FROM scores WHERE judge = ?", [self.spec.spec_id])
+            r["score_id"] for r in warehouse.rows("SELECT score_id FROM scores WHERE judge = ?", [self.spec.spec_id])
         }
         made = [{**row, "row_id": self._score_id(row)} for row in rows]
         return [row for row in made if row["row_id"] not in known]

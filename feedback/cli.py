@@ -18,9 +18,7 @@ def feedback() -> None:
 @feedback.command()
 @stage_options
 @click.option("--arm", "arms", multiple=True, help="context, none, or both (default: the recipe's).")
-def label(
-    warehouse: Path, recipe_name: str, model: str | None, arms: tuple[str, ...], **options: Any
-) -> int:
+def label(warehouse: Path, recipe_name: str, model: str | None, arms: tuple[str, ...], **options: Any) -> int:
     """Let the judge label every pair, in both orders, with and without context."""
     from vlm_rlaif.datagen.plan import part
     from vlm_rlaif.feedback.label import label_stage

@@ -38,8 +38,10 @@ def save(folder: Path, state: State, keep: int = 1) -> Path:
     partial = folder / f".partial-{os.getpid()}-{state.step}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_file({name: t.detach().contiguous().clone() for name, t in state.weights.items()},
-              partial / "weights.safetensors")
+    save_file(
+        {name: t.detach().contiguous().clone() for name, t in state.weights.items()},
+        partial / "weights.safetensors",
+    )
     torch.save({"optimizer": state.optimizer, "rng": torch.get_rng_state()}, partial / "optimizer.pt")
     manifest = {"step": state.step, "log_history": state.log_history, "extra": state.extra}
     (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

@@ -74,9 +74,7 @@ LABELS = click.option(
 @train.command()
 @train_options
 @LABELS
-def reward(
-    warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None
-) -> None:
+def reward(warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None) -> None:
     """Train the reward model on the preferences of the training split."""
     opened, recipe = _open(warehouse, recipe_name, model)
     from vlm_rlaif.train.run import train_reward, with_labels
@@ -87,9 +85,7 @@ def reward(
 @train.command()
 @train_options
 @LABELS
-def ppo(
-    warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None
-) -> None:
+def ppo(warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None) -> None:
     """Improve the policy against the reward model (trained first where it does not stand)."""
     opened, recipe = _open(warehouse, recipe_name, model)
     from vlm_rlaif.train.run import train_ppo, train_reward, with_labels

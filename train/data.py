@@ -35,17 +35,12 @@ class Batch:
         return {"input_ids": self.input_ids, "attention_mask": self.mask.long(), **self.vision}
 
 
-def join(
-    prompts: Sequence[Encoded], responses: Sequence[list[int]], pad_id: int, device: Any = "cpu"
-) -> Batch:
+def join(prompts: Sequence[Encoded], responses: Sequence[list[int]], pad_id: int, device: Any = "cpu") -> Batch:
     """Prompts and the response tokens that follow them. Masks come from lengths, never from token ids.
 
     Visual token types of the response are zeros: a model that is not told so misplaces its positions.
     """
-    rows = [
-        Encoded(p.ids + r, p.types + [0] * len(r), p.vision)
-        for p, r in zip(prompts, responses, strict=True)
-    ]
+    rows = [Encoded(p.ids + r, p.types + [0] * len(r), p.vision) for p, r in zip(prompts, responses, strict=True)]
     inputs = collate(rows, pad_id, side="right", device=device)
     ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask").bool()
     place = torch.arange(ids.shape[1], device=ids.device)

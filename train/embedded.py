@@ -20,12 +20,22 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from vlm_rlaif.datagen import prompt, shapes, shapes_truth, shapes_video
 from vlm_rlaif.datagen.transformers_engine import load_model
 from vlm_rlaif.train import flawed
 from vlm_rlaif.train.data import Batch
-from vlm_rlaif.train.embedded_model import ASSISTANT, END, FRAME_SIZE, PATCH_SIZE, USER, build, make_processor, save
+from vlm_rlaif.train.embedded_model import (
+    ASSISTANT,
+    END,
+    FRAME_SIZE,
+    PATCH_SIZE,
+    USER,
+    build,
+    make_processor,
+    save,
+)
 from vlm_rlaif.train.sft import SFTConfig, fit
 
 CLIP_FRAMES = 6
@@ -38,7 +48,7 @@ MIXTURE = {
     "caption": 0.08, "answer": 0.1, "check_context": 0.06, "check": 0.04, "judge_context": 0.43,
     "judge": 0.29,
 }  # fmt: skip
-SHORT_UNTIL = 4400
+SHORT_UNTIL = 3600
 """Step from which descriptions of whole videos are judged as well."""
 VERDICT_WEIGHT = 5.0
 """A verdict is one token beside the many of an answer: it counts this much more."""
@@ -74,11 +84,10 @@ def moments(start_s: float, span_s: float, count: int) -> list[tuple[float, int]
     return [(int(t * shapes.FPS + 1e-6) / shapes.FPS, int(t * shapes.FPS + 1e-6)) for t in times]
 
 
-def make_sample(
-    rng: random.Random, task: str, answer_for: AnswerFor = lambda _r, _v, q: q.reference
-) -> Sample:
+def make_sample(rng: random.Random, task: str, answer_for: AnswerFor = lambda _r, _v, q: q.reference) -> Sample:
     """Draw a video and one conversation about it."""
-    video, right = shapes.make_video(rng), ()
+    video = shapes.make_video(rng)
+    right: tuple[str, ...] = ()
     if task == "caption":
         number = rng.randrange(len(video.scenes))
         taken = moments(number * shapes.SCENE_S, shapes.SCENE_S, CLIP_FRAMES)
@@ -93,16 +102,12 @@ def make_sample(
             user, answer = make_check(rng, video, question, context="context" in task)
         else:
             user, answer, right = make_verdict(rng, video, question, context="context" in task)
-    times = tuple(
-        (taken[i][0] + taken[i + 1][0]) / 2 for i in range(0, len(taken), TEMPORAL_PATCH)
-    )
+    times = tuple((taken[i][0] + taken[i + 1][0]) / 2 for i in range(0, len(taken), TEMPORAL_PATCH))
     poses = shapes_video.poses(video, [n for _, n in taken])
     return Sample(task, poses, times, user, answer, right)
 
 
-def _by_kind(
-    rng: random.Random, video: shapes.ShapesVideo, *, short: bool
-) -> list[shapes.ShapesQuestion]:
+def _by_kind(rng: random.Random, video: shapes.ShapesVideo, *, short: bool) -> list[shapes.ShapesQuestion]:
     asked = [q for q in shapes.questions(video) if not short or q.kind != "describe"]
     kind = rng.choice(sorted({q.kind for q in asked}))
     return [q for q in asked if q.kind == kind]
@@ -115,13 +120,8 @@ def make_verdict(
     wish_tie = rng.random() < 0.12
     for _ in range(8):
         edits = rng.choices([(0, 1), (0, 2), (1, 2), (1, 3), (1, 1), (2, 2)], [8, 4, 2, 1, 2, 1])[0]
-        a, b = (
-            shapes_truth.corrupt(rng, question.kind, question.reference, n)
-            for n in rng.sample(edits, 2)
-        )
-        a_truth, b_truth = (
-            shapes_truth.score(question.kind, question.reference, x).fraction for x in (a, b)
-        )
+        a, b = (shapes_truth.corrupt(rng, question.kind, question.reference, n) for n in rng.sample(edits, 2))
+        a_truth, b_truth = (shapes_truth.score(question.kind, question.reference, x).fraction for x in (a, b))
         if (a_truth == b_truth) == wish_tie:
             break
     verdict = "C" if a_truth == b_truth else "A" if a_truth > b_truth else "B"
@@ -171,7 +171,7 @@ class Stream:
     rank: int
     mixture_at: Callable[[int], dict[str, float]]
     """Share of each task at a step."""
-    answer_for: AnswerFor = lambda _r, _v, q: q.reference  # noqa: E731
+    answer_for: AnswerFor = lambda _r, _v, q: q.reference
     _group: int = -1
     _batches: list[list[Sample]] | None = None
 
@@ -194,9 +194,7 @@ class Stream:
         return batches
 
 
-def collate(
-    tokenizer: Any, samples: list[Sample], noise: np.random.Generator | None = None
-) -> Batch:
+def collate(tokenizer: Any, samples: list[Sample], noise: np.random.Generator | None = None) -> Batch:
     """Samples to a right-padded batch; token for token what the model's own processor makes.
 
     `noise` blurs pixel values by up to 8 of 255, about what an encoder does to a real file.
@@ -208,9 +206,7 @@ def collate(
     answers = tokenizer([s.answer for s in samples], add_special_tokens=False)["input_ids"]
     truths = sorted({text for s in samples for text in s.true_responses})
     truth_ids = dict(
-        zip(truths, tokenizer(truths, add_special_tokens=False)["input_ids"], strict=True)
-        if truths
-        else ()
+        zip(truths, tokenizer(truths, add_special_tokens=False)["input_ids"], strict=True) if truths else ()
     )
     rows, prompts = [], []
     for sample, user, answer in zip(samples, users, answers, strict=True):
@@ -262,9 +258,7 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
     """Frames (N, 32, 32, 3) uint8 to Qwen's patches (N/2 * 16, 384), as its video processor orders them."""
     grid, merge = FRAME_SIZE // PATCH_SIZE, 2
     scaled = frames.float() / 127.5 - 1
-    parts = scaled.view(
-        -1, TEMPORAL_PATCH, grid // merge, merge, PATCH_SIZE, grid // merge, merge, PATCH_SIZE, 3
-    )
+    parts = scaled.view(-1, TEMPORAL_PATCH, grid // merge, merge, PATCH_SIZE, grid // merge, merge, PATCH_SIZE, 3)
     return parts.permute(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(-1, 3 * TEMPORAL_PATCH * PATCH_SIZE**2)
 
 
@@ -284,12 +278,8 @@ def mixture_at(step: int) -> dict[str, float]:
     return MIXTURE
 
 
-JUDGE = SFTConfig(
-    steps=5400, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.2, save_steps=100
-)
-POLICY_START = SFTConfig(
-    steps=500, learning_rate=1e-3, muon_learning_rate=0.005, decay_fraction=0.7, save_steps=100
-)
+JUDGE = SFTConfig(steps=4800, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.25, save_steps=100)
+POLICY_START = SFTConfig(steps=500, learning_rate=1e-3, muon_learning_rate=0.005, decay_fraction=0.7, save_steps=100)
 BATCH_SIZE = 256
 
 
@@ -300,14 +290,12 @@ def train(into: Path, processes: int = 2) -> None:
             continue
         (into / role).mkdir(parents=True, exist_ok=True)
         port = 29500 + os.getpid() % 2000
-        torch.multiprocessing.spawn(_worker, (processes, port, into, role), processes)  # type: ignore[no-untyped-call]
+        spawn(_worker, (processes, port, into, role), processes)
 
 
 def _worker(rank: int, processes: int, port: int, into: Path, role: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes
-    )
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
     size = BATCH_SIZE // processes
     if role == "judge":
         model, processor = build(seed=0)
@@ -316,9 +304,7 @@ def _worker(rank: int, processes: int, port: int, into: Path, role: str) -> None
         processor = make_processor()
         model = load_model(str(into / "judge"), "cpu")
         config = POLICY_START
-        stream = Stream(
-            processor.tokenizer, size, 1, rank, lambda _step: {"answer": 1.0}, flawed.answer
-        )
+        stream = Stream(processor.tokenizer, size, 1, rank, lambda _step: {"answer": 1.0}, flawed.answer)
     fit(model, stream, config, into / role / "training", lambda e: print(json.dumps(e), flush=True))
     if rank == 0:
         save(model, processor, into / role)

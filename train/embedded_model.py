@@ -78,7 +78,8 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     bpe.train_from_iterator([" ".join(words)] * 3, trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, pad_token=PAD)
     tokenizer.add_special_tokens(
-        {"additional_special_tokens": [USER, ASSISTANT, *VISION]}, replace_extra_special_tokens=False
+        {"additional_special_tokens": [USER, ASSISTANT, *VISION]},
+        replace_extra_special_tokens=False,
     )
     tokenizer.add_tokens(TIMES)
     tokenizer.chat_template = CHAT_TEMPLATE
@@ -89,9 +90,7 @@ def make_processor() -> Qwen3VLProcessor:
     normalise = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": PATCH_SIZE}
     square = FRAME_SIZE * FRAME_SIZE
     return Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(
-            size={"shortest_edge": square, "longest_edge": square}, **normalise
-        ),
+        image_processor=Qwen2VLImageProcessor(size={"shortest_edge": square, "longest_edge": square}, **normalise),
         video_processor=Qwen3VLVideoProcessor(
             size={"shortest_edge": square * 2, "longest_edge": square * 64},
             cap_pixels_per_frame=False,

@@ -22,9 +22,7 @@ COLOUR_MISTAKES = {"purple": "blue", "yellow": "green"}
 SHAPE_MISTAKES = {"cross": "square"}
 
 
-def answer(
-    rng: random.Random, video: shapes.ShapesVideo, question: shapes.ShapesQuestion
-) -> str:
+def answer(rng: random.Random, video: shapes.ShapesVideo, question: shapes.ShapesQuestion) -> str:
     """The flawed answer to a question."""
     if question.kind in ("describe", "after"):
         scenes = shapes_truth.scenes_of(question.kind, question.reference)
@@ -55,9 +53,7 @@ def _retell(rng: random.Random, scene: list[Mention]) -> list[Mention]:
     return sorted(told, key=shapes_truth.order)
 
 
-def _mistake(
-    rng: random.Random, value: str, mistakes: dict[str, str], pool: tuple[str, ...]
-) -> str:
+def _mistake(rng: random.Random, value: str, mistakes: dict[str, str], pool: tuple[str, ...]) -> str:
     if value in mistakes:
         return mistakes[value] if rng.random() < MISTAKEN else value
     return rng.choice(pool) if rng.random() < NOISE else value

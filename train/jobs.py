@@ -69,9 +69,7 @@ def run_training(warehouse: Warehouse, job: Job, train: Train) -> Trained:
     folder = warehouse.folder / "models" / f"{job.kind}-{job.checkpoint_id[:10]}"
     with only_one(warehouse, f"{job.kind}-{job.checkpoint_id[:10]}"):
         replay(warehouse)
-        known = warehouse.rows(
-            "SELECT path FROM checkpoints WHERE checkpoint_id = ?", [job.checkpoint_id]
-        )
+        known = warehouse.rows("SELECT path FROM checkpoints WHERE checkpoint_id = ?", [job.checkpoint_id])
         if known and (warehouse.folder / known[0]["path"]).is_dir():
             return Trained(job.kind, job.checkpoint_id, warehouse.folder / known[0]["path"], False)
         config = {"settings": dataclasses.asdict(job.settings), "inputs": job.inputs}
@@ -91,9 +89,7 @@ def run_training(warehouse: Warehouse, job: Job, train: Train) -> Trained:
 
 
 @contextmanager
-def _curve(
-    warehouse: Warehouse, run: OpenRun
-) -> Iterator[Callable[[int, dict[str, float]], None]]:
+def _curve(warehouse: Warehouse, run: OpenRun) -> Iterator[Callable[[int, dict[str, float]], None]]:
     """Collects the metrics of every step and writes them when training ends, however it ends."""
     rows: list[Step] = []
 

@@ -44,9 +44,7 @@ OnLog = Callable[[int, dict[str, float], list[Scored]], None]
 class PPOTrainer:
     """Improves a policy on a fixed set of prompts; resumes exactly."""
 
-    def __init__(
-        self, settings: PPO, reward_folder: Path, prompts: Sequence[Scored], folder: Path
-    ) -> None:
+    def __init__(self, settings: PPO, reward_folder: Path, prompts: Sequence[Scored], folder: Path) -> None:
         if not prompts:
             raise UserError("There are no questions to practise on.", "vlm-rlaif add W FOLDER --questions Q")
         torch.manual_seed(settings.seed)
@@ -65,9 +63,7 @@ class PPOTrainer:
             *self.value_head.parameters(),
         ]
         self.optimizers = {
-            POLICY: torch.optim.AdamW(
-                self.policy_parameters, lr=settings.learning_rate, eps=1e-5, weight_decay=0.0
-            ),
+            POLICY: torch.optim.AdamW(self.policy_parameters, lr=settings.learning_rate, eps=1e-5, weight_decay=0.0),
             VALUE: torch.optim.AdamW(
                 self.value_parameters, lr=settings.value_learning_rate, eps=1e-5, weight_decay=0.0
             ),
@@ -88,7 +84,11 @@ class PPOTrainer:
                 bar.advance(1, note)
                 if step % self.settings.save_every == 0:
                     self._save(step, history)
-        card = {"kind": "ppo", "settings": asdict(self.settings), "lora": asdict(self.settings.lora)}
+        card = {
+            "kind": "ppo",
+            "settings": asdict(self.settings),
+            "lora": asdict(self.settings.lora),
+        }
         save_adapter(self.folder, self.backbone, POLICY, None, card)
         return self.folder
 
@@ -96,9 +96,7 @@ class PPOTrainer:
         """Sample this iteration's episodes; prompts and seeds depend on (seed, step, place) alone."""
         rng = random.Random(f"ppo/{self.settings.seed}/{step}")
         rows = [rng.choice(self.prompts) for _ in range(self.settings.episodes)]
-        seeds = [
-            int(row_id("rollout", self.settings.seed, step, i)[:8], 16) for i in range(len(rows))
-        ]
+        seeds = [int(row_id("rollout", self.settings.seed, step, i)[:8], 16) for i in range(len(rows))]
         return self.sampler.sample(rows, seeds)
 
     def learn(self, rollout: Rollout, step: int) -> dict[str, float]:
@@ -115,7 +113,11 @@ class PPOTrainer:
             for start in range(0, len(order), size):
                 seen.append(self._step(rollout, advantages, returns, order[start : start + size]))
         means = {name: sum(entry[name] for entry in seen) / len(seen) for name in seen[0]}
-        return {**self._describe(rollout, returns), **means, "val/first_ratio_max": seen[0]["val/ratio_max"]}
+        return {
+            **self._describe(rollout, returns),
+            **means,
+            "val/first_ratio_max": seen[0]["val/ratio_max"],
+        }
 
     def _step(
         self, rollout: Rollout, advantages: torch.Tensor, returns: torch.Tensor, chosen: list[int]
@@ -140,9 +142,7 @@ class PPOTrainer:
                 )  # fmt: skip
                 policy.loss.backward()
             with self.backbone.activate(VALUE, learn=True):
-                values = self.sampler.values(
-                    [rollout.rows[i] for i in part], [rollout.tokens[i] for i in part]
-                )
+                values = self.sampler.values([rollout.rows[i] for i in part], [rollout.tokens[i] for i in part])
                 value = value_loss(
                     values, _cut(rollout.values, cut), _cut(returns, cut), mask, s.value_clip,
                     denominator=tokens,
@@ -186,7 +186,7 @@ class PPOTrainer:
                 group["lr"] = rates[name] * scale
 
     def _save(self, step: int, history: list[dict[str, float]]) -> None:
-        weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for name in (POLICY, VALUE):
             weights |= {f"{name}/{k}": v for k, v in self.backbone.adapter_weights(name).items()}
         weights |= {f"head/{k}": v for k, v in self.value_head.state_dict().items()}

@@ -37,9 +37,7 @@ def masked_whiten(x: Tensor, mask: Tensor, shift_mean: bool = True) -> Tensor:
     return torch.where(mask, white if shift_mean else white + mean, 0)
 
 
-def kl_estimate(
-    logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1", "k2", "k3"]
-) -> Tensor:
+def kl_estimate(logprobs: Tensor, reference_logprobs: Tensor, kind: Literal["k1", "k2", "k3"]) -> Tensor:
     """Per-token estimate of KL(policy || reference) from tokens that the policy sampled.
 
     k1 is unbiased and may be negative; k2 = k1^2/2 is biased, k3 = exp(-k1) - 1 + k1 unbiased, neither negative.
@@ -67,9 +65,7 @@ def penalise_missing_eos(score: Tensor, has_eos: Tensor, penalty: float) -> Tens
     return score - penalty * (~has_eos).to(score.dtype)
 
 
-def gae(
-    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float
-) -> tuple[Tensor, Tensor]:
+def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimates and returns (= advantages + values, before any whitening).
 
     Schulman et al., arXiv 1506.02438, eq. 16, over real tokens; nothing follows a response's last token.

@@ -97,9 +97,7 @@ class RewardModel:
         """The prompt of a row, with the narrative when this model reads one."""
         if self.settings.context_prompt is None:
             return prompt.load(self.settings.prompt).render(question=row.question)
-        return prompt.load(self.settings.context_prompt).render(
-            question=row.question, context=row.context or ""
-        )
+        return prompt.load(self.settings.context_prompt).render(question=row.question, context=row.context or "")
 
     def batch(self, rows: Sequence[Scored], tokens: Sequence[list[int]] | None = None) -> Batch:
         """Sequences that end in the end-of-sequence token, with given response tokens or the text's own."""
@@ -116,7 +114,8 @@ class RewardModel:
         """(B,) before normalisation. Call inside `backbone.activate("reward")`."""
         hidden = self.backbone.hidden(batch)
         last = last_true_index(batch.target)
-        return self.head(hidden[torch.arange(len(last)), last])[:, 0].float()
+        scores: torch.Tensor = self.head(hidden[torch.arange(len(last)), last])[:, 0]
+        return scores.float()
 
     @torch.no_grad()
     def score_batch(self, batch: Batch) -> torch.Tensor:
@@ -137,9 +136,7 @@ class RewardTrainer:
 
     def __init__(self, settings: Rewarding, pairs: Sequence[LabeledPair], folder: Path) -> None:
         if not pairs:
-            raise UserError(
-                "There are no preferences to learn from.", "vlm-rlaif feedback label W --recipe R"
-            )
+            raise UserError("There are no preferences to learn from.", "vlm-rlaif feedback label W --recipe R")
         torch.manual_seed(settings.seed)
         backbone = Backbone(settings.model)
         backbone.add_adapter(ADAPTER_NAME, settings.lora)
@@ -231,9 +228,7 @@ class RewardTrainer:
         return kept.step, kept.log_history
 
 
-def pairs_from_rows(
-    rows: Sequence[dict[str, Any]], path_of: Callable[[str], Path]
-) -> list[LabeledPair]:
+def pairs_from_rows(rows: Sequence[dict[str, Any]], path_of: Callable[[str], Path]) -> list[LabeledPair]:
     """Rows of `Warehouse.preferences` to labeled pairs."""
     return [
         LabeledPair(

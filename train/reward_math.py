@@ -5,7 +5,6 @@ Pairs are unordered; `p_a` (B,) in [0, 1] is how probable it is that the first r
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 

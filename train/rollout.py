@@ -83,8 +83,7 @@ class Sampler:
             )  # fmt: skip
         texts = encoder.tokenizer.batch_decode(drawn.tokens, skip_special_tokens=True)
         said = [
-            Scored(row.path, row.question, text.strip(), row.context)
-            for row, text in zip(rows, texts, strict=True)
+            Scored(row.path, row.question, text.strip(), row.context) for row, text in zip(rows, texts, strict=True)
         ]
         return self._judge(said, drawn.tokens, prompts, drawn.logprobs, drawn.ended)
 

@@ -87,10 +87,7 @@ def prompt_rows(warehouse: Warehouse, recipe: Recipe) -> list[tuple[str, Scored]
         " WHERE v.split = 'train' AND v.status = 'ok' ORDER BY q.question_id",
         [context],
     )
-    return [
-        (r["question_id"], Scored(warehouse.video_path(r["uri"]), r["text"], "", r["context"]))
-        for r in rows
-    ]
+    return [(r["question_id"], Scored(warehouse.video_path(r["uri"]), r["text"], "", r["context"])) for r in rows]
 
 
 def truth_meter(warehouse: Warehouse) -> Callable[[list[Scored]], dict[str, float]]:

@@ -55,9 +55,7 @@ def sft_loss(model: Any, batch: Batch) -> torch.Tensor:
     hidden = model.model(**batch.inputs()).last_hidden_state[:, :-1]
     wanted = batch.target[:, 1:]
     logits = model.lm_head(hidden[wanted])
-    losses = nn.functional.cross_entropy(
-        logits.float(), batch.input_ids[:, 1:][wanted], reduction="none"
-    )
+    losses = nn.functional.cross_entropy(logits.float(), batch.input_ids[:, 1:][wanted], reduction="none")
     if batch.weight is None:
         return losses.mean()
     weight = batch.weight[:, 1:][wanted]
@@ -99,8 +97,12 @@ def fit(
         step += 1
         recent.append(loss.item())
         if step % config.logging_steps == 0 or step == config.steps:
-            entry = {"step": step, "loss": sum(recent) / len(recent), "lr_fraction": rate,
-                     "seconds": time.monotonic() - started}
+            entry = {
+                "step": step,
+                "loss": sum(recent) / len(recent),
+                "lr_fraction": rate,
+                "seconds": time.monotonic() - started,
+            }
             history.append(entry)
             recent = []
             if _rank() == 0:
@@ -137,24 +139,23 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
-def _optimizers(
-    model: nn.Module, config: SFTConfig
-) -> Mapping[str, torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, config: SFTConfig) -> Mapping[str, torch.optim.Optimizer]:
     trainable = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
-    hidden = [
-        p for n, p in trainable if config.muon_learning_rate and p.ndim == 2 and "embed" not in n
-    ]
+    hidden = [p for n, p in trainable if config.muon_learning_rate and p.ndim == 2 and "embed" not in n]
     rest = [p for _, p in trainable if not any(p is h for h in hidden)]
     made: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
             [{"params": rest, "peak": config.learning_rate}],
-            lr=config.learning_rate, betas=(0.9, 0.95), weight_decay=config.weight_decay,
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            weight_decay=config.weight_decay,
         )
     }
     if hidden:
         made["muon"] = torch.optim.Muon(
             [{"params": hidden, "peak": config.muon_learning_rate}],
-            lr=config.muon_learning_rate, weight_decay=config.weight_decay,
+            lr=config.muon_learning_rate,
+            weight_decay=config.weight_decay,
             adjust_lr_fn="original",
         )
     return made
@@ -185,9 +186,7 @@ def fine_tune(
         answers = [[*ids, backbone.eos_id] for ids in tokens]
         return join(prompts.get(wanted), answers, backbone.encoder.pad_id, backbone.device)
 
-    config = SFTConfig(
-        steps=per_epoch * settings.epochs, learning_rate=settings.learning_rate, warmup_steps=10
-    )
+    config = SFTConfig(steps=per_epoch * settings.epochs, learning_rate=settings.learning_rate, warmup_steps=10)
     with backbone.activate("sft", learn=True):
         fit(
             backbone.base, batch_at, config, folder / "training",

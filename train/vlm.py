@@ -53,9 +53,7 @@ class Backbone:
 
     def add_adapter(self, name: str, lora: Lora) -> None:
         """A new adapter that changes nothing yet."""
-        config = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=TARGETS
-        )
+        config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=TARGETS)
         if self.peft is None:
             self.peft = get_peft_model(self.base, config, adapter_name=name)
             self.base.eval()
@@ -73,9 +71,7 @@ class Backbone:
         """Fill an adapter of the same shape; anything missing or left over is an error."""
         own = set(self.adapter_weights(name))
         if own != set(weights):
-            raise UserError(
-                f"The adapter does not fit this base model: {len(own ^ set(weights))} tensors differ."
-            )
+            raise UserError(f"The adapter does not fit this base model: {len(own ^ set(weights))} tensors differ.")
         set_peft_model_state_dict(self.peft, weights, adapter_name=name)
 
     def parameters_of(self, name: str) -> list[nn.Parameter]:
@@ -113,7 +109,7 @@ class Backbone:
         The (B, T, V) tensor is never made. `forbidden` tokens are impossible, as they are in sampling.
         """
         states = self.hidden(batch)[:, :-1][batch.target[:, 1:]]
-        logits = self.base.lm_head(states).float()
+        logits: torch.Tensor = self.base.lm_head(states).float()
         logits[:, forbidden] = -torch.inf
         return logits
 
@@ -129,9 +125,7 @@ def scalar_head(hidden_size: int, *, zero: bool = False) -> nn.Linear:
     return head
 
 
-def save_adapter(
-    folder: Path, backbone: Backbone, name: str, head: nn.Linear | None, card: dict[str, Any]
-) -> None:
+def save_adapter(folder: Path, backbone: Backbone, name: str, head: nn.Linear | None, card: dict[str, Any]) -> None:
     """Adapter, head and a card that says what they belong to. The card is written last."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(backbone.adapter_weights(name), folder / ADAPTER)
@@ -190,4 +184,3 @@ def load_head(folder: Path, hidden_size: int) -> nn.Linear:
     head = scalar_head(hidden_size)
     head.load_state_dict(load_file(folder / HEAD))
     return head
-

@@ -43,9 +43,7 @@ class Floors(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and self.get_command(context, args[0]) is None and not args[0].startswith("-"):
             known = self.list_commands(context)
-            raise UserError(
-                f"There is no command {args[0]!r}.{nearest(args[0], known)}", "vlm-rlaif --help"
-            )
+            raise UserError(f"There is no command {args[0]!r}.{nearest(args[0], known)}", "vlm-rlaif --help")
         return super().resolve_command(context, args)
 
 
@@ -175,8 +173,6 @@ def main() -> None:
         error.show()
         sys.exit(EXIT_USER_ERROR)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(
-            "Interrupted. What is finished is kept: the same command continues from here.", err=True
-        )
+        click.echo("Interrupted. What is finished is kept: the same command continues from here.", err=True)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(code if isinstance(code, int) else 0)

@@ -255,9 +255,7 @@ def build(kind: type[T], data: Any, where: str) -> T:
     missing = [
         f.name
         for f in dataclasses.fields(kind)  # type: ignore[arg-type]
-        if f.name not in data
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        if f.name not in data and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if unknown or missing:
         lines = [f"{where}: unknown key {key!r}.{nearest(str(key), hints)}" for key in unknown]

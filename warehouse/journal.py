@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime
-from pathlib import Path
 from typing import IO, Any
 
 from vlm_rlaif.warehouse import schema
@@ -97,7 +96,7 @@ def _read(file: IO[str]) -> Iterator[Record]:
         entry = json.loads(line)
         record = _BY_TABLE[entry["table"]]
         times = {n for n, (kind, _) in schema.columns(record).items() if kind is datetime}
-        row = {
+        row: dict[str, Any] = {
             name: datetime.fromisoformat(value) if name in times and value else value
             for name, value in entry["row"].items()
         }

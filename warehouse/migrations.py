@@ -22,9 +22,7 @@ MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_init
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:
     """Bring a warehouse up to date; returns the names of the migrations that were applied."""
-    connection.execute(
-        "CREATE TABLE IF NOT EXISTS migrations (name VARCHAR PRIMARY KEY, applied_at TIMESTAMP)"
-    )
+    connection.execute("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR PRIMARY KEY, applied_at TIMESTAMP)")
     known = [step.__name__ for step in MIGRATIONS]
     done = {name for (name,) in connection.execute("SELECT name FROM migrations").fetchall()}
     if newer := sorted(done - set(known)):

@@ -71,8 +71,17 @@ class Spec:
 
     @staticmethod
     def make(
-        *, stage: str, model: str, revision: str, adapter: str = "", prompt: str, prompt_hash: str,
-        frames: dict[str, Any], sampling: dict[str, Any], upstream: dict[str, str], run_id: str = "",
+        *,
+        stage: str,
+        model: str,
+        revision: str,
+        adapter: str = "",
+        prompt: str,
+        prompt_hash: str,
+        frames: dict[str, Any],
+        sampling: dict[str, Any],
+        upstream: dict[str, str],
+        run_id: str = "",
     ) -> Spec:
         """A spec with its id: the hash of everything but the run and the prompt's name."""
         frames_json, sampling_json, upstream_json = (
@@ -80,12 +89,25 @@ class Spec:
         )
         return Spec(
             spec_id=row_id(
-                stage, model if not revision else "", revision, adapter, prompt_hash, frames_json,
-                sampling_json, upstream_json,
+                stage,
+                model if not revision else "",
+                revision,
+                adapter,
+                prompt_hash,
+                frames_json,
+                sampling_json,
+                upstream_json,
             ),
-            stage=stage, model=model, revision=revision, adapter=adapter, prompt=prompt,
-            prompt_hash=prompt_hash, frames=frames_json, sampling=sampling_json,
-            upstream=upstream_json, run_id=run_id,
+            stage=stage,
+            model=model,
+            revision=revision,
+            adapter=adapter,
+            prompt=prompt,
+            prompt_hash=prompt_hash,
+            frames=frames_json,
+            sampling=sampling_json,
+            upstream=upstream_json,
+            run_id=run_id,
         )
 
 
@@ -304,8 +326,21 @@ class Step:
 
 
 Record = (
-    Run | Spec | Video | Clip | Caption | Context | Question | Response | Pair | Label | Failure
-    | Checkpoint | Answer | Score | Step
+    Run
+    | Spec
+    | Video
+    | Clip
+    | Caption
+    | Context
+    | Question
+    | Response
+    | Pair
+    | Label
+    | Failure
+    | Checkpoint
+    | Answer
+    | Score
+    | Step
 )
 RECORDS: tuple[type[Record], ...] = (
     Run, Spec, Video, Clip, Caption, Context, Question, Response, Pair, Label, Failure,
@@ -313,7 +348,10 @@ RECORDS: tuple[type[Record], ...] = (
 )  # fmt: skip
 """Every table, parents before children."""
 
-PRIMARY_KEYS: dict[str, tuple[str, ...]] = {"failures": ("row_id", "attempt"), "steps": ("run_id", "step")}
+PRIMARY_KEYS: dict[str, tuple[str, ...]] = {
+    "failures": ("row_id", "attempt"),
+    "steps": ("run_id", "step"),
+}
 """Tables whose key is not simply their first column."""
 
 

@@ -60,9 +60,7 @@ def create_table(record: type[Record]) -> str:
 def to_arrow(rows: Sequence[Record]) -> pa.Table:
     """Rows of one record as an Arrow table with the warehouse's types."""
     record = type(rows[0])
-    arrow_schema = pa.schema(
-        [(name, _ARROW_TYPES[kind]) for name, (kind, _) in columns(record).items()]
-    )
+    arrow_schema = pa.schema([(name, _ARROW_TYPES[kind]) for name, (kind, _) in columns(record).items()])
     data = {name: [getattr(row, name) for row in rows] for name in arrow_schema.names}
     return pa.table(data, arrow_schema)
 

@@ -114,12 +114,11 @@ class Warehouse:
         with self.visit(read_only=True) as connection:
             return pl.DataFrame(_arrow(connection, sql, parameters))
 
-    def rows(
-        self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()
-    ) -> list[dict[str, Any]]:
+    def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """The result of a read-only query as dictionaries."""
         with self.visit(read_only=True) as connection:
-            return _arrow(connection, sql, parameters).to_pylist()
+            found: list[dict[str, Any]] = _arrow(connection, sql, parameters).to_pylist()
+            return found
 
     def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """The single value of a query."""

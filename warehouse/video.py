@@ -203,9 +203,7 @@ def _seek(
     return taken
 
 
-def _finish(
-    found: list[tuple[float, Any]], size: int | None, span_s: float, *, damaged: bool
-) -> Sample:
+def _finish(found: list[tuple[float, Any]], size: int | None, span_s: float, *, damaged: bool) -> Sample:
     frames = np.stack([_upright(frame) for _, frame in found])
     if size is not None:
         frames = scale_by_area(frames, size)
@@ -221,7 +219,7 @@ def scale_by_area(frames: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     """(N, H, W, 3) to (N, size, size, 3): every new pixel is the mean of the area it covers."""
     rows, columns = (_area_weights(length, size) for length in frames.shape[1:3])
     scaled = np.einsum("ih,nhwc,jw->nijc", rows, frames.astype(np.float32), columns, optimize=True)
-    return (scaled + 0.5).clip(0, 255).astype(np.uint8)
+    return np.asarray((scaled + 0.5).clip(0, 255), np.uint8)
 
 
 def _area_weights(length: int, size: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vlm_rlaif.eval.metrics import (
     Estimate,
     agreement_with_truth,
@@ -78,7 +79,15 @@ def test_one_item_per_cluster_is_the_plain_t_interval():
     assert bounds(estimate) == pytest.approx((5.0 - margin, 5.0 + margin))
 
 
-def test_clusters_are_sums_of_residuals():
+def test_the_interval_is_that_of_leaving_out_one_video_at_a_time():
+    values, videos = [1.0, 4.0, 2.0, 9.0, 5.0, 3.0], ["u", "v", "v", "w", "w", "w"]
+    without = [fmean(x for x, v in zip(values, videos, strict=True) if v != video) for video in "uvw"]
+    variance = 2 / 3 * sum((mean - 4.0) ** 2 for mean in without)
+    estimate = clustered_mean(values, videos, unit="tokens")
+    assert width(estimate) == pytest.approx(2 * t_quantile(0.95, 2) * math.sqrt(variance))
+
+
+def test_clusters_of_one_size_give_the_sandwich_interval():
     # mean 0.5; residual sums +1, -1; variance 2/1 * 2 / 4^2 = 0.25; t(1) = 12.7062
     estimate = clustered_mean([1, 1, 0, 0], ["u", "u", "v", "v"], unit="share")
     assert bounds(estimate) == pytest.approx((0.5 - 6.3531, 0.5 + 6.3531), abs=1e-4)
@@ -104,9 +113,7 @@ def test_the_interval_of_a_fraction_stays_between_0_and_1():
 def test_the_order_of_the_items_does_not_count(rows, shuffler: random.Random):
     shuffled = rows.copy()
     shuffler.shuffle(shuffled)
-    one, other = (
-        clustered_mean([v for v, _ in r], [c for _, c in r], unit="tokens") for r in (rows, shuffled)
-    )
+    one, other = (clustered_mean([v for v, _ in r], [c for _, c in r], unit="tokens") for r in (rows, shuffled))
     assert (one.value, one.n, one.clusters) == (other.value, other.n, other.clusters)
     assert one.low == pytest.approx(other.low, abs=1e-6)
 
@@ -201,7 +208,10 @@ def test_swapping_the_sides_changes_the_sign(rows, factor):
     a = [v for v, _ in rows]
     b = [None if v is None else v * factor for v in a]
     clusters = [c for _, c in rows]
-    one, other = paired_difference(a, b, clusters, unit="s"), paired_difference(b, a, clusters, unit="s")
+    one, other = (
+        paired_difference(a, b, clusters, unit="s"),
+        paired_difference(b, a, clusters, unit="s"),
+    )
     assert one.value == (None if other.value is None else -other.value)
     assert one.low == (None if other.high is None else pytest.approx(-other.high, abs=1e-9))
 
@@ -236,9 +246,7 @@ def test_agreement_counts_right_labels_whole_and_ties_half():
 def test_agreement_does_not_depend_on_which_answer_is_called_a():
     rng = np.random.default_rng(1)
     choice, a, b = rng.choice([0, 0.5, 1], 50), rng.integers(0, 4, 50), rng.integers(0, 4, 50)
-    np.testing.assert_array_equal(
-        agreement_with_truth(choice, a, b), agreement_with_truth(1 - choice, b, a)
-    )
+    np.testing.assert_array_equal(agreement_with_truth(choice, a, b), agreement_with_truth(1 - choice, b, a))
 
 
 def test_a_soft_label_must_be_decided_first():
