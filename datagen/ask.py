@@ -26,12 +26,12 @@ class AskStage:
     context_spec: str
     name: str = "ask"
 
-    def pending(self, warehouse: Warehouse) -> list[Row]:
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
-            "SELECT x.video_id, x.context_id, x.text FROM contexts x WHERE x.spec_id = ?"
-            " AND NOT EXISTS (SELECT 1 FROM questions q WHERE q.video_id = x.video_id)"
+            "SELECT x.video_id, x.context_id, x.text FROM contexts x WHERE x.spec_id = $context"
+            " AND ($everything OR NOT EXISTS (SELECT 1 FROM questions q WHERE q.video_id = x.video_id))"
             " ORDER BY x.video_id",
-            [self.context_spec],
+            {"context": self.context_spec, "everything": everything},
         )
         return [{**r, "row_id": row_id("ask", self.spec.spec_id, r["context_id"])} for r in rows]
 

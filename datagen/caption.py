@@ -22,12 +22,12 @@ class CaptionStage:
     clip_method: str
     name: str = "caption"
 
-    def pending(self, warehouse: Warehouse) -> list[Row]:
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
             "SELECT c.clip_id, c.start_s, c.end_s, v.uri FROM clips c JOIN videos v USING (video_id)"
-            " WHERE c.method = ? AND NOT EXISTS (SELECT 1 FROM captions x"
-            " WHERE x.clip_id = c.clip_id AND x.spec_id = ?) ORDER BY c.video_id, c.start_s",
-            [self.clip_method, self.spec.spec_id],
+            " WHERE c.method = $method AND ($everything OR NOT EXISTS (SELECT 1 FROM captions x"
+            " WHERE x.clip_id = c.clip_id AND x.spec_id = $spec)) ORDER BY c.video_id, c.start_s",
+            {"method": self.clip_method, "spec": self.spec.spec_id, "everything": everything},
         )
         return [{**r, "row_id": row_id("caption", self.spec.spec_id, r["clip_id"])} for r in rows]
 

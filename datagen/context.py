@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,14 +13,14 @@ from vlm_rlaif.warehouse.records import Context, Record, Spec, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
 
-def narrate(line: prompt.Prompt, clips: Sequence[dict[str, Any]]) -> str:
-    """One line per clip with its seconds.
+def narrate(line: prompt.Prompt, clips: Sequence[dict[str, Any]], separator: str = "\n") -> str:
+    """What is said of every clip, with its seconds.
 
     >>> line = prompt.parse("line", "{start_s}-{end_s} s: {caption}")
     >>> narrate(line, [{"start_s": 0.0, "end_s": 2.5, "text": "A dog runs."}])
     '0-2.5 s: A dog runs.'
     """
-    return "\n".join(
+    return separator.join(
         line.render(start_s=f"{clip['start_s']:.3g}", end_s=f"{clip['end_s']:.3g}", caption=clip["text"]).user
         for clip in clips
     )
@@ -27,7 +28,7 @@ def narrate(line: prompt.Prompt, clips: Sequence[dict[str, Any]]) -> str:
 
 def context(warehouse: Warehouse, spec: Spec, caption_spec: str, clip_method: str) -> Outcome:
     """Build the context of every video all of whose clips have captions."""
-    line = prompt.load(spec.prompt)
+    line, separator = prompt.load(spec.prompt), json.loads(spec.sampling)["separator"]
 
     def rows(run_id: str) -> Sequence[Record]:
         captions = warehouse.rows(
@@ -49,7 +50,7 @@ def context(warehouse: Warehouse, spec: Spec, caption_spec: str, clip_method: st
             made.append(
                 Context(
                     context_id=context_id, video_id=video_id, spec_id=spec.spec_id,
-                    caption_ids=ids, text=narrate(line, clips), run_id=run_id,
+                    caption_ids=ids, text=narrate(line, clips, separator), run_id=run_id,
                 )
             )  # fmt: skip
         return made

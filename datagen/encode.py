@@ -105,6 +105,10 @@ class Encoder:
             Encoded(list(ids), list(kinds), pixels) for ids, kinds, pixels in zip(rows, types, vision, strict=True)
         ]
 
+    def prompt(self, conversation: Conversation) -> str:
+        """The text that `encode` gives to the processor: for an engine that makes tokens and pixels itself."""
+        return self._chat(conversation)
+
     def _chat(self, conversation: Conversation) -> str:
         content: list[dict[str, str]] = [{"type": "text", "text": conversation.user}]
         if conversation.clip is not None:

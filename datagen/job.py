@@ -44,8 +44,8 @@ class Stage(Protocol):
     @property
     def spec(self) -> Spec: ...
 
-    def pending(self, warehouse: Warehouse) -> list[Row]:
-        """Rows that do not stand yet, requests of one video together."""
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
+        """Rows that do not stand yet (or `everything`, to look at), requests of one video together."""
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         """What to ask the engine for this row."""

@@ -47,7 +47,8 @@ def context_spec(recipe: Recipe) -> Spec:
     settings = part(recipe, "context")
     return Spec.make(
         stage="context", model="none", revision="none", prompt=settings.prompt,
-        prompt_hash=prompt.load(settings.prompt).text_hash, frames={}, sampling={},
+        prompt_hash=prompt.load(settings.prompt).text_hash, frames={},
+        sampling={"separator": settings.separator},
         upstream={"caption": caption_stage(recipe).spec.spec_id},
     )  # fmt: skip
 

@@ -22,16 +22,16 @@ class RespondStage:
     spec: Spec
     name: str = "respond"
 
-    def pending(self, warehouse: Warehouse) -> list[Row]:
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
             "SELECT q.question_id, q.text, v.uri, s.sample_index FROM questions q"
             " JOIN videos v USING (video_id)"
-            " CROSS JOIN (SELECT unnest(range(?)) AS sample_index) s"
-            " WHERE v.status = 'ok' AND NOT EXISTS (SELECT 1 FROM responses r"
-            " WHERE r.question_id = q.question_id AND r.spec_id = ?"
-            " AND r.sample_index = s.sample_index)"
+            " CROSS JOIN (SELECT unnest(range($samples)) AS sample_index) s"
+            " WHERE v.status = 'ok' AND ($everything OR NOT EXISTS (SELECT 1 FROM responses r"
+            " WHERE r.question_id = q.question_id AND r.spec_id = $spec"
+            " AND r.sample_index = s.sample_index))"
             " ORDER BY q.video_id, q.question_id, s.sample_index",
-            [self.recipe.samples, self.spec.spec_id],
+            {"samples": self.recipe.samples, "spec": self.spec.spec_id, "everything": everything},
         )
         return [
             {

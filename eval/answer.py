@@ -32,18 +32,19 @@ class AnswerStage:
     def benchmark(self) -> str:
         return f"warehouse/{self.split}"
 
-    def pending(self, warehouse: Warehouse) -> list[Row]:
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
             "SELECT q.question_id, q.text, v.uri, s.sample_index FROM"
             " (SELECT q.* FROM questions q JOIN videos v USING (video_id)"
             "  WHERE v.split = $split AND v.status = 'ok' ORDER BY q.question_id LIMIT $most) q"
             " JOIN videos v USING (video_id)"
             " CROSS JOIN (SELECT unnest(range($samples)) AS sample_index) s"
-            " WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.question_id = q.question_id"
-            " AND a.spec_id = $spec AND a.sample_index = s.sample_index)"
+            " WHERE ($everything OR NOT EXISTS (SELECT 1 FROM answers a WHERE a.question_id = q.question_id"
+            " AND a.spec_id = $spec AND a.sample_index = s.sample_index))"
             " ORDER BY q.video_id, q.question_id, s.sample_index",
             {
-                "split": self.split, "samples": self.settings.samples, "spec": self.spec.spec_id,
+                "everything": everything, "split": self.split,
+                "samples": self.settings.samples, "spec": self.spec.spec_id,
                 "most": self.most if self.most is not None else 2**40,
             },
         )  # fmt: skip

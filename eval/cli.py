@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, show
+from vlm_rlaif.datagen.cli import finish, run_stages, stage_options
+from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, show, warehouse_argument
 from vlm_rlaif.warehouse.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vlm_rlaif.datagen.job import Stage
     from vlm_rlaif.eval.conductor import Journey
     from vlm_rlaif.warehouse.config import Recipe
     from vlm_rlaif.warehouse.store import Warehouse
@@ -85,3 +89,91 @@ NEXT = (
 @click.group()
 def evaluate() -> None:
     """Is it true? Answers, scores and reports."""
+
+
+RECIPE = click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file.")
+STAGES = ("caption", "ask", "respond", "label", "answer")
+
+
+@evaluate.command()
+@stage_options
+@click.option("--samples", default=1, show_default=True, help="1 = greedy; more = sampled answers.")
+@click.option("--split", type=click.Choice(["train", "val", "test"]), help="Default: the recipe's.")
+def answer(
+    warehouse: Path, recipe_name: str, model: str | None, samples: int, split: str | None, **options: Any
+) -> int:
+    """Let a model answer the questions of a split (default model: the policy's start)."""
+    from vlm_rlaif.eval.answer import answer_stage
+    from vlm_rlaif.warehouse.config import load
+
+    stage = answer_stage(load(recipe_name), model, samples=samples, split=split)
+    return run_stages(warehouse, [stage], **options)
+
+
+@evaluate.command()
+@warehouse_argument
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
+def score(warehouse: Path, as_json: bool) -> int:
+    """Score answers by the exact truth, where questions come from the shapes world."""
+    from vlm_rlaif.eval.truth import score_answers
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    return finish([score_answers(Warehouse.open(warehouse))], as_json)
+
+
+@evaluate.command("report")
+@warehouse_argument
+@RECIPE
+def report_command(warehouse: Path, recipe_name: str) -> None:
+    """Print the figures of a recipe and write report.html, from the rows that stand."""
+    from vlm_rlaif.eval.conductor import Journey
+    from vlm_rlaif.train.run import standing
+    from vlm_rlaif.warehouse.config import load
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    opened, recipe = Warehouse.open(warehouse), load(recipe_name)
+    report(opened, recipe, Journey(trained=standing(opened, recipe)))
+
+
+@click.command("show-prompt")
+@warehouse_argument
+@click.argument("stage", type=click.Choice(STAGES))
+@RECIPE
+@click.option("--model", help="The model that stands in the recipe's place.")
+@click.option("--row", help="Id of the row; the first one when left out.")
+@click.option("--arm", type=click.Choice(["context", "none"]), default="context", show_default=True)
+def show_prompt(warehouse: Path, stage: str, recipe_name: str, model: str | None, row: str | None, arm: str) -> None:
+    """Print the finished prompt of a stage for a row, done or pending, without loading a model."""
+    from vlm_rlaif.datagen.plan import ask_stage, caption_stage, respond_stage
+    from vlm_rlaif.eval.answer import answer_stage
+    from vlm_rlaif.feedback.label import label_stage
+    from vlm_rlaif.warehouse.config import load
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    opened, recipe = Warehouse.open(warehouse), load(recipe_name, model)
+    makers: dict[str, Callable[[], Stage]] = {
+        "caption": lambda: caption_stage(recipe),
+        "ask": lambda: ask_stage(recipe),
+        "respond": lambda: respond_stage(recipe),
+        "label": lambda: label_stage(recipe, arm),
+        "answer": lambda: answer_stage(recipe),
+    }
+    made = makers[stage]()
+    rows = made.pending(opened, everything=True)
+    found = next((r for r in rows if row in (None, r["row_id"])), None)
+    if found is None:
+        raise UserError(
+            f"The stage {stage} has no row {row or 'at all'} for this recipe.",
+            f"vlm-rlaif tables {warehouse}",
+        )
+    request = made.request(opened, found)
+    click.echo(f"row      {found['row_id']}\nmodel    {made.spec.model}\nprompt   {made.spec.prompt}")
+    if request.video:
+        span = "" if request.video.start_s is None else f" {request.video.start_s}-{request.video.end_s} s"
+        frames = request.video.frames
+        click.echo(f"video    {request.video.path}{span}: {frames.count} frames, each {frames.repeat} times")
+    if request.choices:
+        click.echo(f"choices  {' '.join(request.choices)}")
+    if request.system:
+        click.echo(f"--- system ---\n{request.system}")
+    click.echo(f"--- user ---\n{request.user}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,7 +109,7 @@ def generate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: 
 
 def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     """Reward model, its text-only control, and the policy."""
-    from vlm_rlaif.train.run import train_ppo, train_reward
+    from vlm_rlaif.train.run import text_only, train_ppo, train_reward
 
     if recipe.reward is None:
         return
@@ -118,12 +117,6 @@ def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     journey.add_trained("rm_text_only", train_reward(warehouse, text_only(recipe)))
     if recipe.ppo is not None:
         journey.add_trained("policy", train_ppo(warehouse, recipe, reward))
-
-
-def text_only(recipe: Recipe) -> Recipe:
-    """The control of every claim about seeing: a reward model trained and read without the video."""
-    blind = dataclasses.replace(part(recipe, "reward"), use_video=False)
-    return dataclasses.replace(recipe, reward=blind)
 
 
 def merged(journey: Journey) -> str | None:
@@ -155,7 +148,9 @@ def measure(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> Figures:
     if recipe.label is not None:
         found |= label_figures(warehouse, recipe)
     folders = {role: t.path for role, t in journey.trained.items() if t.kind == "reward"}
-    settings, policy = part(recipe, "evaluate"), merged(journey)
+    if recipe.evaluate is None:
+        return found
+    settings, policy = recipe.evaluate, merged(journey)
     if folders:
         found |= reward_figures(warehouse, recipe, folders, settings.split)
     if policy:

@@ -84,7 +84,7 @@ def _label_bars(figures: Figures) -> str:
     if not names:
         return ""
     bars = [(n.replace("_accuracy", "").replace("_", " "), figures[n]) for n in names]
-    return bar_plot("Accuracy against the truth", bars, y_label="fraction")
+    return bar_plot("Accuracy against the truth", bars, y_label="agreement with the truth")
 
 
 def _curves(warehouse: Warehouse, runs: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ class WinStage:
     context: str
     name: str = "win"
 
-    def pending(self, warehouse: Warehouse) -> list[Row]:
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
             "SELECT n.answer_id, o.answer_id AS old_id, n.text AS new_text, o.text AS old_text,"
             " q.text AS question, v.uri, c.text AS context, s.shown_order"
@@ -47,7 +47,7 @@ class WinStage:
             r["score_id"] for r in warehouse.rows("SELECT score_id FROM scores WHERE judge = ?", [self.spec.spec_id])
         }
         made = [{**row, "row_id": self._score_id(row)} for row in rows]
-        return [row for row in made if row["row_id"] not in known]
+        return [row for row in made if everything or row["row_id"] not in known]
 
     def _score_id(self, row: Row) -> str:
         return row_id("win", self.spec.spec_id, row["answer_id"], row["old_id"], row["shown_order"])

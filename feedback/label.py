@@ -34,7 +34,7 @@ class LabelStage:
     """Spec of the contexts that the judge reads; None = it judges without."""
     name: str = "label"
 
-    def pending(self, warehouse: Warehouse) -> list[Row]:
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
             """
             SELECT p.pair_id, o.shown_order, q.text AS question, a.text AS text_a, b.text AS text_b,
@@ -47,15 +47,16 @@ class LabelStage:
             LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context
             CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
             WHERE a.spec_id = $respond AND ($context IS NULL OR c.context_id IS NOT NULL)
-              AND NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
+              AND ($everything OR NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
                   AND l.spec_id = $spec AND l.shown_order = o.shown_order
-                  AND l.context_id IS NOT DISTINCT FROM c.context_id)
+                  AND l.context_id IS NOT DISTINCT FROM c.context_id))
             ORDER BY q.video_id, p.question_id, p.pair_id, o.shown_order
             """,
             {
                 "context": self.context_spec,
                 "respond": self.respond_spec,
                 "spec": self.spec.spec_id,
+                "everything": everything,
             },
         )
         return [{**row, "row_id": self._label_id(row)} for row in rows]

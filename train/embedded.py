@@ -44,12 +44,33 @@ VIDEO_MOMENTS = 3
 """The whole video is seen at three moments, each given twice: a temporal patch of 2 mixes none."""
 TEMPORAL_PATCH = 2
 VISUAL_TOKENS = (FRAME_SIZE // PATCH_SIZE // 2) ** 2
-MIXTURE = {
-    "caption": 0.08, "answer": 0.1, "check_context": 0.06, "check": 0.04, "judge_context": 0.43,
-    "judge": 0.29,
-}  # fmt: skip
-SHORT_UNTIL = 3600
-"""Step from which descriptions of whole videos are judged as well."""
+SCHEDULE: tuple[tuple[int, dict[str, float]], ...] = (
+    (1000, {"caption": 0.5, "answer": 0.5}),
+    (
+        3600,
+        {
+            "caption": 0.06, "answer": 0.1, "check_context_short": 0.16, "check_short": 0.12,
+            "judge_context_short": 0.34, "judge_short": 0.22,
+        },
+    ),
+    (
+        4250,
+        {
+            "caption": 0.05, "answer": 0.05, "answer_context_action": 0.25,
+            "check_context_action": 0.2, "judge_context_action": 0.27, "judge_context_short": 0.1,
+            "judge_short": 0.08,
+        },
+    ),
+    (
+        10**9,
+        {
+            "caption": 0.08, "answer": 0.1, "answer_context": 0.08, "check_context": 0.04,
+            "check": 0.04, "judge_context": 0.42, "judge": 0.24,
+        },
+    ),
+)  # fmt: skip
+"""(until step, share of each task). First see; then check and judge short answers, which emerges long before the
+judging of whole descriptions; then look up in the context what an object does; then everything."""
 VERDICT_WEIGHT = 5.0
 """A verdict is one token beside the many of an answer: it counts this much more."""
 LOOKAHEAD = 8
@@ -94,10 +115,12 @@ def make_sample(rng: random.Random, task: str, answer_for: AnswerFor = lambda _r
         user, answer = prompt.load("caption_compact_v1").user, shapes.caption(video.scenes[number])
     else:
         taken = [m for m in moments(0.0, video.duration_s, VIDEO_MOMENTS) for _ in range(2)]
-        short = task.endswith("_short")
-        question = rng.choice(_by_kind(rng, video, short=short))
+        question = rng.choice(_by_kind(rng, video, task.rpartition("_")[2]))
         if task == "answer":
             user, answer = question.text, answer_for(rng, video, question)
+        elif task.startswith("answer_context"):
+            user = f"context {_narrative(rng, video)} question {question.text}"
+            answer = question.reference
         elif task.startswith("check"):
             user, answer = make_check(rng, video, question, context="context" in task)
         else:
@@ -107,8 +130,13 @@ def make_sample(rng: random.Random, task: str, answer_for: AnswerFor = lambda _r
     return Sample(task, poses, times, user, answer, right)
 
 
-def _by_kind(rng: random.Random, video: shapes.ShapesVideo, *, short: bool) -> list[shapes.ShapesQuestion]:
-    asked = [q for q in shapes.questions(video) if not short or q.kind != "describe"]
+def _by_kind(
+    rng: random.Random, video: shapes.ShapesVideo, which: str
+) -> list[shapes.ShapesQuestion]:
+    """Questions of one kind drawn evenly: all kinds, `short` ones, or `action` where there is one."""
+    asked = [q for q in shapes.questions(video) if which != "short" or q.kind != "describe"]
+    if which == "action":
+        asked = [q for q in asked if q.kind == "action"] or asked
     kind = rng.choice(sorted({q.kind for q in asked}))
     return [q for q in asked if q.kind == kind]
 
@@ -263,22 +291,11 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
 
 
 def mixture_at(step: int) -> dict[str, float]:
-    """First see, then check and judge short answers, then everything.
-
-    Verdicts only start to pay once captions are right, and emerge sooner on short answers beside the simpler
-    question whether one answer is right.
-    """
-    if step < 1000:
-        return {"caption": 0.5, "answer": 0.5}
-    if step < SHORT_UNTIL:
-        return {
-            "caption": 0.06, "answer": 0.1, "check_context_short": 0.16, "check_short": 0.12,
-            "judge_context_short": 0.34, "judge_short": 0.22,
-        }  # fmt: skip
-    return MIXTURE
+    """The tasks of a step."""
+    return next(mixture for until, mixture in SCHEDULE if step < until)
 
 
-JUDGE = SFTConfig(steps=4800, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.25, save_steps=100)
+JUDGE = SFTConfig(steps=5300, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.12, save_steps=100)
 POLICY_START = SFTConfig(steps=500, learning_rate=1e-3, muon_learning_rate=0.005, decay_fraction=0.7, save_steps=100)
 BATCH_SIZE = 256
 

@@ -69,9 +69,8 @@ def run_training(warehouse: Warehouse, job: Job, train: Train) -> Trained:
     folder = warehouse.folder / "models" / f"{job.kind}-{job.checkpoint_id[:10]}"
     with only_one(warehouse, f"{job.kind}-{job.checkpoint_id[:10]}"):
         replay(warehouse)
-        known = warehouse.rows("SELECT path FROM checkpoints WHERE checkpoint_id = ?", [job.checkpoint_id])
-        if known and (warehouse.folder / known[0]["path"]).is_dir():
-            return Trained(job.kind, job.checkpoint_id, warehouse.folder / known[0]["path"], False)
+        if stands := find(warehouse, job):
+            return stands
         config = {"settings": dataclasses.asdict(job.settings), "inputs": job.inputs}
         with record_run(warehouse, job.kind, config, "torch") as run, _curve(warehouse, run) as log:
             steps = train(folder, log)
@@ -86,6 +85,14 @@ def run_training(warehouse: Warehouse, job: Job, train: Train) -> Trained:
                 ]
             )  # fmt: skip
     return Trained(job.kind, job.checkpoint_id, folder, True)
+
+
+def find(warehouse: Warehouse, job: Job) -> Trained | None:
+    """The checkpoint of a job, if its row and its folder are there."""
+    known = warehouse.rows("SELECT path FROM checkpoints WHERE checkpoint_id = ?", [job.checkpoint_id])
+    if not known or not (warehouse.folder / known[0]["path"]).is_dir():
+        return None
+    return Trained(job.kind, job.checkpoint_id, warehouse.folder / known[0]["path"], False)
 
 
 @contextmanager

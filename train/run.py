@@ -6,11 +6,11 @@ import dataclasses
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from vlm_rlaif.datagen.plan import part
+from vlm_rlaif.datagen.plan import context_spec, part
 from vlm_rlaif.feedback.label import label_stage
-from vlm_rlaif.train.jobs import Job, Trained, run_training
+from vlm_rlaif.train.jobs import Job, Trained, find, run_training
 from vlm_rlaif.warehouse.config import PPO, FineTuning, Recipe, Rewarding
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.store import Warehouse
@@ -22,26 +22,31 @@ MERGED = "merged"
 """Folder inside a policy's checkpoint that any engine loads."""
 
 
-def train_reward(warehouse: Warehouse, recipe: Recipe) -> Trained:
-    """Reward model on the training split of one arm's labels."""
+def reward_job(warehouse: Warehouse, recipe: Recipe) -> tuple[Job, list[dict[str, Any]]]:
+    """The reward model of a recipe and the preferences that it learns from."""
     settings: Rewarding = part(recipe, "reward")
     judge = label_stage(recipe, "context" if settings.labels == "random" else settings.labels)
     rows = warehouse.preferences(
         judge=judge.spec.spec_id, min_strength=settings.min_strength, split="train"
     ).to_dicts()
-    if not rows:
-        raise UserError(
-            f"There are no labels of the arm {settings.labels!r} in the training split.",
-            f"vlm-rlaif feedback label {warehouse.path} --recipe {recipe.name}",
-        )
     if settings.labels == "random":
         rows = [{**row, "p_a": float(coin(row["pair_id"], settings.seed))} for row in rows]
-    job = Job("reward", settings, [f"{r['pair_id']}/{r['judge']}" for r in rows], {})
+    return Job("reward", settings, [f"{r['pair_id']}/{r['judge']}" for r in rows], {}), rows
+
+
+def train_reward(warehouse: Warehouse, recipe: Recipe) -> Trained:
+    """Reward model on the training split of one arm's labels."""
+    job, rows = reward_job(warehouse, recipe)
+    if not rows:
+        raise UserError(
+            f"There are no labels of the arm {job.settings.labels!r} in the training split.",
+            f"vlm-rlaif feedback label {warehouse.path} --recipe {recipe.name}",
+        )
 
     def train(folder: Path, log: Callable[[int, dict[str, float]], None]) -> int:
         from vlm_rlaif.train.reward import RewardTrainer, pairs_from_rows
 
-        trainer = RewardTrainer(settings, pairs_from_rows(rows, warehouse.video_path), folder)
+        trainer = RewardTrainer(job.settings, pairs_from_rows(rows, warehouse.video_path), folder)
         trainer.train(log)
         return trainer.steps
 
@@ -53,11 +58,16 @@ def coin(pair_id: str, seed: int) -> int:
     return hashlib.blake2b(f"{seed}/{pair_id}".encode()).digest()[0] % 2
 
 
+def ppo_job(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> tuple[Job, list[tuple[str, Scored]]]:
+    """The policy of a recipe and the prompts that it practises on."""
+    rows = prompt_rows(warehouse, recipe)
+    return Job("ppo", part(recipe, "ppo"), [key for key, _ in rows], {"reward": reward.checkpoint_id}), rows
+
+
 def train_ppo(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> Trained:
     """PPO on the questions of the training split against a reward model."""
-    settings: PPO = part(recipe, "ppo")
-    rows = prompt_rows(warehouse, recipe)
-    job = Job("ppo", settings, [key for key, _ in rows], {"reward": reward.checkpoint_id})
+    job, rows = ppo_job(warehouse, recipe, reward)
+    settings: PPO = job.settings
 
     def train(folder: Path, log: Callable[[int, dict[str, float]], None]) -> int:
         from vlm_rlaif.train.ppo import PPOTrainer
@@ -75,7 +85,6 @@ def train_ppo(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> Trained:
 
 def prompt_rows(warehouse: Warehouse, recipe: Recipe) -> list[tuple[str, Scored]]:
     """(question id, prompt) of the training split; with the context when the reward model reads one."""
-    from vlm_rlaif.datagen.plan import context_spec
     from vlm_rlaif.train.reward import Scored
 
     reads_context = part(recipe, "reward").context_prompt is not None
@@ -142,3 +151,24 @@ def with_labels(recipe: Recipe, labels: str) -> Recipe:
     """The recipe with the reward model taught by another arm: `context`, `none` or `random`."""
     reward = dataclasses.replace(part(recipe, "reward"), labels=labels)
     return dataclasses.replace(recipe, reward=reward)
+
+
+def text_only(recipe: Recipe) -> Recipe:
+    """The control of every claim about seeing: a reward model trained and read without the video."""
+    blind = dataclasses.replace(part(recipe, "reward"), use_video=False)
+    return dataclasses.replace(recipe, reward=blind)
+
+
+def standing(warehouse: Warehouse, recipe: Recipe) -> dict[str, Trained]:
+    """The checkpoints of a recipe that stand, by role (`rm`, `rm_text_only`, `policy`); trains nothing."""
+    found: dict[str, Trained] = {}
+    if recipe.reward is None:
+        return found
+    for role, version in (("rm", recipe), ("rm_text_only", text_only(recipe))):
+        if trained := find(warehouse, reward_job(warehouse, version)[0]):
+            found[role] = trained
+    if recipe.ppo is not None and "rm" in found:
+        job, _ = ppo_job(warehouse, recipe, found["rm"])
+        if trained := find(warehouse, job):
+            found["policy"] = trained
+    return found

@@ -73,7 +73,9 @@ class Captioning:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Narrative:
     prompt: str
-    """One line of the context per clip, with `{start_s}`, `{end_s}` and `{caption}`."""
+    """What is said of one clip, with `{start_s}`, `{end_s}` and `{caption}`."""
+    separator: str = "\n"
+    """What stands between two clips."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,139 @@
+"""Fixtures that every floor shares: a warehouse, a few real videos, a recipe, the command, a busy neighbour."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+
+from vlm_rlaif.datagen.add import split_of
+from vlm_rlaif.datagen.shapes import World
+from vlm_rlaif.datagen.shapes_video import write_mp4
+from vlm_rlaif.warehouse import cli, config
+from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
+from vlm_rlaif.warehouse.store import Warehouse
+
+RECIPE = """
+clip: {{parts: 2}}
+caption: {{model: {model}, prompt: caption_compact_v1, frames: {{count: 2}}}}
+context: {{prompt: context_compact_v1}}
+respond: {{model: {model}, prompt: respond_compact_v1, frames: {{count: 2}}}}
+label:
+  model: {model}
+  prompt: judge_compact_v1
+  context_prompt: judge_context_compact_v1
+  frames: {{count: 2}}
+"""
+HOLD = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
+
+
+@pytest.fixture
+def warehouse(tmp_path: Path) -> Warehouse:
+    """A new, empty warehouse."""
+    return Warehouse.create(tmp_path / "w.duckdb")
+
+
+@pytest.fixture
+def asked(warehouse: Warehouse) -> Warehouse:
+    """A warehouse with three videos (rows without files) and two questions about each."""
+    rows: list[Record] = []
+    for name in ("cat", "dog", "owl"):
+        video_id = row_id("video", name)
+        rows.append(
+            Video(
+                video_id=video_id, uri=f"{name}.mp4", source="test", video_group=video_id,
+                split=split_of(video_id), status="ok", duration_s=4.0, run_id="test",
+            )
+        )  # fmt: skip
+        for text in (f"what does the {name} do ?", f"what colour is the {name} ?"):
+            rows.append(
+                Question(
+                    question_id=row_id("question", video_id, text), video_id=video_id, text=text,
+                    source="imported", run_id="test",
+                )
+            )  # fmt: skip
+    warehouse.append(rows)
+    return warehouse
+
+
+@pytest.fixture(scope="session")
+def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small mp4 files of the shapes world, `0.mp4` to `2.mp4`."""
+    folder = tmp_path_factory.mktemp("shapes")
+    for video in World(seed=7).videos(3):
+        write_mp4(video, folder / f"{video.index}.mp4", size=32)
+    return folder
+
+
+@pytest.fixture
+def recipe_file(tmp_path: Path) -> Path:
+    """A recipe of every stage but `ask`, whose model is an empty folder: the engines of these tests are scripted."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    path = tmp_path / "tiny.yaml"
+    path.write_text(RECIPE.format(model=model))
+    return path
+
+
+@pytest.fixture
+def recipe(recipe_file: Path) -> config.Recipe:
+    return config.load(str(recipe_file))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a command printed, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs `vlm-rlaif ARGUMENTS` in this process, exactly as the console script does."""
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["vlm-rlaif", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return Result(ended.value.code, said.out, said.err)
+
+    return run
+
+
+Hold = Callable[[Warehouse], AbstractContextManager["subprocess.Popen[str]"]]
+
+
+@pytest.fixture
+def hold() -> Hold:
+    """Opens the warehouse in another process for as long as the block lasts, or until its input is closed."""
+
+    @contextmanager
+    def held(warehouse: Warehouse) -> Iterator[subprocess.Popen[str]]:
+        command = [sys.executable, "-c", HOLD, str(warehouse.path)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "held\n"
+            try:
+                yield process
+            finally:
+                process.communicate()
+
+    return held
