@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -92,7 +92,7 @@ def run_stage(
             return Outcome(stage.name)
         model = engine()
         with record_run(warehouse, stage.name, asdict(stage.spec), model.name) as run:
-            _pump(warehouse, stage, model, waiting, attempts, run)
+            _pump(stage, model.generate(stage.request(warehouse, row) for row in waiting), waiting, attempts, run)
         return Outcome(stage.name, run.written, run.failed, len(waiting), run.run_id)
 
 
@@ -103,24 +103,19 @@ def failed_attempts(warehouse: Warehouse, stage: str) -> dict[str, int]:
 
 
 def _pump(
-    warehouse: Warehouse, stage: Stage, engine: Engine, waiting: list[Row],
-    attempts: dict[str, int], run: OpenRun,
-) -> None:  # fmt: skip
+    stage: Stage, completions: Iterable[Completion], waiting: list[Row], attempts: dict[str, int], run: OpenRun
+) -> None:
     by_id = {row["row_id"]: row for row in waiting}
-    journal = Journal(warehouse, run.run_id)
-    try:
-        with Bar(stage.name, len(waiting)) as bar:
-            for done in engine.generate(stage.request(warehouse, row) for row in waiting):
-                rows = _read(stage, by_id[done.request_id], done, run.run_id, attempts)
-                journal.append(rows)
-                failures = sum(isinstance(row, Failure) for row in rows)
-                run.failed += failures
-                run.written += len(rows) - failures
-                run.tokens_in += done.tokens_in
-                run.tokens_out += done.tokens_out
-                bar.advance(1, f"{run.failed} failed" if run.failed else "")
-    finally:
-        journal.close()
+    with Bar(stage.name, len(waiting)) as bar:
+        for done in completions:
+            rows = _read(stage, by_id[done.request_id], done, run.run_id, attempts)
+            run.journal.append(rows)
+            failures = sum(isinstance(row, Failure) for row in rows)
+            run.failed += failures
+            run.written += len(rows) - failures
+            run.tokens_in += done.tokens_in
+            run.tokens_out += done.tokens_out
+            bar.advance(1, f"{run.failed} failed" if run.failed else "")
 
 
 def _read(stage: Stage, row: Row, done: Completion, run_id: str, attempts: dict[str, int]) -> Sequence[Record]:
@@ -158,9 +153,10 @@ def derive(
 
 @dataclass(slots=True)
 class OpenRun:
-    """Counters of a run that is under way."""
+    """A run that is under way: its journal and its counters."""
 
     run_id: str
+    journal: Journal
     written: int = 0
     failed: int = 0
     tokens_in: int = 0
@@ -176,32 +172,37 @@ def new_run_id() -> str:
 def record_run(
     warehouse: Warehouse, stage: str, config: dict[str, Any], engine: str, run_id: str | None = None
 ) -> Iterator[OpenRun]:
-    """Write the run's row at the start and its end whatever happens in between."""
-    run = OpenRun(run_id or new_run_id())
-    warehouse.append(
-        [
+    """Write the run's row at the start and its end whatever happens in between.
+
+    The journal spans both, so a run that is killed at any moment is found by the next job.
+    """
+    run_id = run_id or new_run_id()
+    with closing(Journal(warehouse, run_id)) as journal:
+        run = OpenRun(run_id, journal)
+        first: list[Record] = [
             Run(
-                run_id=run.run_id, stage=stage, config=json.dumps(config, sort_keys=True),
-                code_version=version("vlm-rlaif"), engine=engine, host=platform.node(),
-                started_at=_now(),
+                run_id=run_id, stage=stage, config=json.dumps(config, sort_keys=True),
+                code_version=version("vlm-rlaif"), engine=engine, host=platform.node(), started_at=_now(),
             )
-        ]
-    )  # fmt: skip
-    if "spec_id" in config:
-        warehouse.append([Spec(**{**config, "run_id": run.run_id})])
-    status = "failed"
-    try:
-        yield run
-        status = "done"
-    except KeyboardInterrupt:
-        status = "interrupted"
-        raise
-    finally:
-        warehouse.execute(
-            "UPDATE runs SET ended_at = ?, status = ?, rows_written = ?, rows_failed = ?,"
-            " tokens_in = ?, tokens_out = ? WHERE run_id = ?",
-            [_now(), status, run.written, run.failed, run.tokens_in, run.tokens_out, run.run_id],
-        )
+        ]  # fmt: skip
+        if "spec_id" in config:
+            first.append(Spec(**{**config, "run_id": run_id}))
+        warehouse.append(first)
+        status = "failed"
+        try:
+            yield run
+            status = "done"
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        finally:
+            journal.merge()
+            warehouse.execute(
+                "UPDATE runs SET ended_at = ?, status = ?, rows_written = ?, rows_failed = ?,"
+                " tokens_in = ?, tokens_out = ? WHERE run_id = ?",
+                [_now(), status, run.written, run.failed, run.tokens_in, run.tokens_out, run_id],
+            )
+            journal.remove()
 
 
 def _now() -> datetime:

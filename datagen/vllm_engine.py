@@ -11,6 +11,7 @@ import gc
 import itertools
 import math
 import os
+import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -27,11 +28,13 @@ CPU_CACHE_BYTES = 2**30
 """Keys and values that vLLM keeps on a CPU, where it has no memory of its own to measure."""
 CPU_BLOCK_TOKENS = 32
 """Only whole blocks of a prompt are found again; the CPU's default of 128 is longer than a short prompt."""
-FORBID = -100.0
-"""Added to a logit, so that its token is never sampled; vLLM takes nothing lower."""
+TOO_LONG = ("maximum context length", "maximum model length", "encoder cache size")
+"""How vLLM words it: the text alone, the text with the video, or the video alone does not fit."""
 
-_open: set[int] = set()
-"""Engines that share this process's distributed state, by id."""
+_open: weakref.WeakSet[VLLMEngine] = weakref.WeakSet()
+"""Engines that share what vLLM keeps once per process."""
+_closed: list[Any] = []
+"""The vLLM of engines that were closed before the last one was."""
 
 
 class VLLMEngine:
@@ -47,14 +50,14 @@ class VLLMEngine:
         self.model, self.revision = model, models.revision(model)
         self.encoder = Encoder.load(folder, trust_remote_code)
         self.max_num_seqs, self.decode_threads = max_num_seqs, decode_threads
-        self._llm = load(
+        self.llm = load(
             folder, max_num_seqs=max_num_seqs, max_model_len=max_model_len, trust_remote_code=trust_remote_code,
             gpu_memory_utilization=gpu_memory_share,
         )  # fmt: skip
         self._keys = itertools.count()
         self._finished: dict[str, Any] = {}
         """vLLM's outputs that their stream has not collected yet, by key."""
-        _open.add(id(self))
+        _open.add(self)
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Twice as many requests as vLLM runs at once are in flight: the rest of them wait or are decoded."""
@@ -80,7 +83,9 @@ class VLLMEngine:
             finally:  # a stream that is left early leaves nothing behind
                 for future in decoding:
                     future.cancel()
-                self._llm.llm_engine.abort_request(list(running))
+                self.llm.llm_engine.abort_request(list(running))
+                for key in running:
+                    self._finished.pop(key, None)
 
     def _start(self, request: Request, future: Future[Clip | None], running: dict[str, Request]) -> Completion | None:
         """Hand a request to vLLM, or say why it cannot be."""
@@ -90,22 +95,25 @@ class VLLMEngine:
             clip = future.result()
         except VideoError as error:
             return Completion(request.request_id, error=str(error), error_kind="video")
-        prompt: dict[str, Any] = {"prompt": self.encoder.prompt(Conversation(request.user, request.system, clip))}
-        if clip is not None:
-            about = {**metadata(clip), "do_sample_frames": False}  # the frames are already chosen
-            prompt["multi_modal_data"] = {"video": (clip.frames, about)}
         key = str(next(self._keys))
-        params = self._params(request)
         try:
-            self._llm.llm_engine.add_request(key, prompt, params)
+            self.llm.llm_engine.add_request(key, self.prompt(request, clip), self.params(request))
         except (ValueError, VLLMClientError) as error:
-            too_long = "longer than the maximum model length" in str(error) or "encoder cache size" in str(error)
-            kind = "too_long" if too_long else "engine"
+            kind = "too_long" if any(words in str(error) for words in TOO_LONG) else "engine"
             return Completion(request.request_id, error=str(error), error_kind=kind)
         running[key] = request
         return None
 
-    def _params(self, request: Request) -> Any:
+    def prompt(self, request: Request, clip: Clip | None) -> dict[str, Any]:
+        """What vLLM is asked: the text with one placeholder, and the frames with their times."""
+        made: dict[str, Any] = {"prompt": self.encoder.prompt(Conversation(request.user, request.system, clip))}
+        if clip is not None:
+            about = {**metadata(clip), "do_sample_frames": False}  # the frames are already chosen
+            made["multi_modal_data"] = {"video": (clip.frames, about)}
+        return made
+
+    def params(self, request: Request) -> Any:
+        """How vLLM samples: visual tokens never, and with log-probabilities that make up for leaving them out."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -116,7 +124,7 @@ class VLLMEngine:
         visual, sampling = self.encoder.visual_ids(), request.sampling
         return SamplingParams(
             max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-            seed=request.seed, logit_bias=dict.fromkeys(visual, FORBID) or None,
+            seed=request.seed, logit_bias=dict.fromkeys(visual, -math.inf) or None,
             logprob_token_ids=visual or None, logprobs=None if visual else 0, **common,
         )  # fmt: skip
 
@@ -125,7 +133,7 @@ class VLLMEngine:
         if not running:
             return
         if not any(key in self._finished for key in running):
-            for output in self._llm.llm_engine.step():
+            for output in self.llm.llm_engine.step():
                 if output.finished:
                     self._finished[output.request_id] = output
         for key in [key for key in running if key in self._finished]:
@@ -154,13 +162,19 @@ class VLLMEngine:
 
     def close(self) -> None:
         """Free the model's memory, and with the last engine what vLLM keeps for the process."""
+        from vllm import envs
         from vllm.distributed import cleanup_dist_env_and_memory
 
-        self._llm.llm_engine.engine_core.shutdown()
-        del self._llm
-        gc.collect()
-        _open.discard(id(self))
+        _open.discard(self)
+        if envs.VLLM_ENABLE_V1_MULTIPROCESSING:
+            self.llm.llm_engine.engine_core.shutdown()
+        else:  # in this process it would stop the other engines too: they wait for the last
+            _closed.append(self.llm)
+        del self.llm
         if not _open:
+            while _closed:
+                _closed.pop().llm_engine.engine_core.shutdown()
+            gc.collect()
             cleanup_dist_env_and_memory()
 
 
@@ -182,8 +196,8 @@ def load(folder: str, *, max_model_len: int | None, **options: Any) -> Any:
     try:
         return LLM(
             folder, enable_prefix_caching=True, limit_mm_per_prompt={"video": 1, "image": 0}, seed=0,
+            use_tqdm_on_load=False, **options,
             max_model_len=-1 if max_model_len is None else max_model_len,  # -1: what fits into memory
-            **options,
         )  # fmt: skip
     except (ValueError, OSError) as error:
         raise UserError(f"vLLM cannot run {folder}:", f"  {error}") from None

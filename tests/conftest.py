@@ -131,9 +131,10 @@ def hold() -> Hold:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "held\n"
+            assert process.stdin is not None
             try:
                 yield process
             finally:
-                process.communicate()
+                process.stdin.close()
 
     return held

@@ -116,7 +116,7 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     following = torch.zeros_like(running)
     for t in range(rewards.shape[1] - 1, -1, -1):
         delta = rewards[:, t] + gamma * following - values[:, t]
-        running = torch.where(mask[:, t], delta + gamma * lam * running, 0)
+        running = delta + gamma * lam * running
         following = values[:, t]
         advantages[:, t] = running
     return advantages, advantages + values
@@ -149,7 +149,6 @@ def policy_loss(
     >>> round(policy_loss(new, old, advantages, mask, clip=0.2).loss.item(), 6)  # -(1.2 + 0.5) / 2
     -0.85
     """
-    advantages = torch.where(mask, advantages, 0)
     log_ratio = torch.where(mask, logprobs - old_logprobs, 0)
     ratio = log_ratio.exp()
     surrogate = torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import functools
 import json
 import sys
+from collections.abc import Sequence
+from decimal import Decimal
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
@@ -118,18 +120,18 @@ def sql(warehouse: Path, query: str, form: str) -> None:
     from vlm_rlaif.warehouse.store import Warehouse
 
     try:
-        rows = Warehouse.open(warehouse).rows(query)
+        found = Warehouse.open(warehouse).arrow(query)
     except duckdb.Error as error:
         raise UserError(str(error), f"vlm-rlaif tables {warehouse}") from None
-    show(rows, form)
+    show(found.to_pylist(), form, found.column_names)
 
 
-def show(rows: list[dict[str, Any]], form: str = "table") -> None:
-    """Print rows as an aligned table, CSV, JSON or Markdown."""
+def show(rows: list[dict[str, Any]], form: str = "table", columns: Sequence[str] = ()) -> None:
+    """Print rows as an aligned table, CSV, JSON or Markdown. `columns` names those of an empty result."""
     if form == "json":
-        click.echo(json.dumps(rows, default=str, indent=1))
+        click.echo(json.dumps(rows, default=_plain, indent=1))
         return
-    names = list(rows[0]) if rows else []
+    names = list(rows[0]) if rows else columns
     if form == "csv":
         import csv
 
@@ -139,6 +141,7 @@ def show(rows: list[dict[str, Any]], form: str = "table") -> None:
         return
     cells = [[_cell(row[name]) for name in names] for row in rows]
     if form == "markdown":
+        cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in cells]
         lines = [names, ["---"] * len(names), *cells]
         click.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
         return
@@ -154,6 +157,13 @@ def show(rows: list[dict[str, Any]], form: str = "table") -> None:
     for line in cells:
         table.add_row(*line)
     Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no word for. DuckDB's sums of whole numbers and its constants are decimals."""
+    if isinstance(value, Decimal):
+        return int(value) if value == int(value) else float(value)
+    return str(value)
 
 
 def _cell(value: Any) -> str:

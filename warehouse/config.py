@@ -7,6 +7,7 @@ that a recipe leaves out are not run by it. Shipped recipes lie in `recipes/`; a
 from __future__ import annotations
 
 import dataclasses
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ import yaml
 from vlm_rlaif.warehouse.errors import UserError, nearest
 
 T = TypeVar("T")
+_EXPONENT = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+")
+"""YAML 1.1 reads `1e-3` as text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,10 +233,11 @@ def load(name: str, model: str | None = None) -> Recipe:
             f"Shipped recipes: {', '.join(shipped())}. A file of your own ends in .yaml.",
         )
     try:
-        data = yaml.safe_load(text) or {}
+        data = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {error}") from None
-    recipe = build(Recipe, {"name": stem, **data}, name)
+    named = {"name": stem, **(data or {})} if isinstance(data, dict | None) else data
+    recipe = build(Recipe, named, name)
     return replace_models(recipe, model) if model else recipe
 
 
@@ -277,6 +281,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where}: expected a list, found {value!r}.")
         return [_value(typing.get_args(hint)[0], item, where) for item in value]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         raise UserError(f"{where}: expected {hint.__name__}, found {value!r}.")

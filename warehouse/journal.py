@@ -14,12 +14,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import IO, Any
 
 from vlm_rlaif.warehouse import schema
 from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
-from vlm_rlaif.warehouse.records import RECORDS, Record
+from vlm_rlaif.warehouse.records import RECORDS, Failure, Record
 from vlm_rlaif.warehouse.store import Warehouse
 
 SYNC_S = 1.0
@@ -28,14 +28,16 @@ _BY_TABLE: dict[str, type[Record]] = {record.table: record for record in RECORDS
 
 
 class Journal:
-    """The finished rows of one run, on their way into the warehouse."""
+    """The finished rows of one run, on their way into the warehouse.
+
+    The file is locked as long as the job lives; one without a lock is the trace of a job that was killed.
+    """
 
     def __init__(self, warehouse: Warehouse, run_id: str) -> None:
         self._warehouse = warehouse
         warehouse.journal_folder.mkdir(exist_ok=True)
         self.path = warehouse.journal_folder / f"{run_id}.jsonl"
-        self._file = self.path.open("a", encoding="utf-8")
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._file = _open_locked(self.path)
         self._waiting: list[Record] = []
         self._synced = self._merged = time.monotonic()
 
@@ -61,13 +63,28 @@ class Journal:
             return
         self._waiting = []
 
-    def close(self) -> None:
-        """Merge what is left and remove the file; if the warehouse stays busy, the file stays."""
+    def merge(self) -> None:
+        """Merge what is left; raises `WarehouseBusy` when somebody does not let go of the warehouse."""
         os.fsync(self._file.fileno())
         self._warehouse.append(self._waiting)
         self._waiting = []
+
+    def remove(self) -> None:
+        """The run is over and recorded: nothing in the file is needed any more."""
         self.path.unlink()
+
+    def close(self) -> None:
+        """Let go of the file. Unless it was removed, the next job merges it."""
         self._file.close()
+
+
+def _open_locked(path: Path) -> IO[str]:
+    while True:
+        file = path.open("a", encoding="utf-8")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # another job took the new file for an old one and removed it
 
 
 def replay(warehouse: Warehouse) -> int:
@@ -79,11 +96,14 @@ def replay(warehouse: Warehouse) -> int:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # its job is alive
                 continue
-            written += warehouse.append(list(_read(file)))
+            rows = list(_read(file))
+            written += warehouse.append(rows)
+            failed = sum(isinstance(row, Failure) for row in rows)
+            last_word = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(tzinfo=None)
             warehouse.execute(
-                "UPDATE runs SET status = 'interrupted', ended_at = now()::TIMESTAMP"
+                "UPDATE runs SET status = 'interrupted', ended_at = ?, rows_written = ?, rows_failed = ?"
                 " WHERE run_id = ? AND status = 'running'",
-                [path.stem],
+                [last_word, len(rows) - failed, failed, path.stem],
             )
             path.unlink()
     return written

@@ -17,31 +17,34 @@ def m001_initial(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute(schema.create_table(record))
 
 
-MIGRATIONS: tuple[Callable[[duckdb.DuckDBPyConnection], None], ...] = (m001_initial,)
+Migration = Callable[[duckdb.DuckDBPyConnection], None]
+MIGRATIONS: tuple[Migration, ...] = (m001_initial,)
 
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:
-    """Bring a warehouse up to date; returns the names of the migrations that were applied."""
+    """Bring a warehouse up to date, its views always; returns the names of the migrations that were applied."""
     connection.execute("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR PRIMARY KEY, applied_at TIMESTAMP)")
-    known = [step.__name__ for step in MIGRATIONS]
-    done = {name for (name,) in connection.execute("SELECT name FROM migrations").fetchall()}
-    if newer := sorted(done - set(known)):
-        raise UserError(
-            f"This warehouse was written by a newer vlm-rlaif (it has {newer[0]}).",
-            "pip install --upgrade vlm-rlaif",
-        )
-    applied = []
-    for step in MIGRATIONS:
-        if step.__name__ in done:
-            continue
+    steps = missing(connection)
+    for step in steps:
         connection.execute("BEGIN")
         try:
             step(connection)
             connection.execute("INSERT INTO migrations VALUES (?, now()::TIMESTAMP)", [step.__name__])
-            connection.execute(schema.create_views())
             connection.execute("COMMIT")
         except BaseException:
             connection.execute("ROLLBACK")
             raise
-        applied.append(step.__name__)
-    return applied
+    connection.execute(f"BEGIN; {schema.create_views()} COMMIT")
+    return [step.__name__ for step in steps]
+
+
+def missing(connection: duckdb.DuckDBPyConnection) -> list[Migration]:
+    """The migrations that a file still needs: all of them for a file that is no warehouse yet."""
+    there = connection.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'migrations'").fetchall()[0][0]
+    done = {name for (name,) in connection.execute("SELECT name FROM migrations").fetchall()} if there else set()
+    if newer := sorted(done - {step.__name__ for step in MIGRATIONS}):
+        raise UserError(
+            f"This warehouse was written by a newer vlm-rlaif (it has {newer[0]}).",
+            "pip install --upgrade vlm-rlaif",
+        )
+    return [step for step in MIGRATIONS if step.__name__ not in done]

@@ -70,5 +70,5 @@ def table_names() -> list[str]:
 
 
 def create_views() -> str:
-    """All views, replaced on every migration: they hold no data."""
+    """All views: they hold no data, so they are replaced whenever a warehouse is brought up to date."""
     return (resources.files("vlm_rlaif.warehouse") / "views.sql").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from vlm_rlaif.warehouse import schema
 from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
-from vlm_rlaif.warehouse.migrations import migrate
+from vlm_rlaif.warehouse.migrations import migrate, missing
 from vlm_rlaif.warehouse.records import Record
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -58,7 +58,14 @@ class Warehouse:
         """Open a warehouse that exists."""
         if not Path(path).is_file():
             raise UserError(f"There is no warehouse at {path}.", f"vlm-rlaif init {path}")
-        return cls(Path(path))
+        warehouse = cls(Path(path))
+        with warehouse.visit(read_only=True) as connection:
+            if missing(connection):
+                raise UserError(
+                    f"{path} is no warehouse, or one of an older version. This command adds what is missing:",
+                    f"vlm-rlaif init {path}",
+                )
+        return warehouse
 
     @property
     def folder(self) -> Path:
@@ -111,14 +118,21 @@ class Warehouse:
 
     def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pl.DataFrame:
         """The result of a read-only query."""
-        with self.visit(read_only=True) as connection:
-            return pl.DataFrame(_arrow(connection, sql, parameters))
+        return pl.DataFrame(self.arrow(sql, parameters))
 
     def rows(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> list[dict[str, Any]]:
         """The result of a read-only query as dictionaries."""
+        found: list[dict[str, Any]] = self.arrow(sql, parameters).to_pylist()
+        return found
+
+    def arrow(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pa.Table:
+        """The result of a read-only query as an Arrow table."""
         with self.visit(read_only=True) as connection:
-            found: list[dict[str, Any]] = _arrow(connection, sql, parameters).to_pylist()
-            return found
+            found = connection.sql(sql, params=parameters or None)
+            if found is None:
+                raise UserError("That statement returns nothing. Only queries are run here.")
+            table = found.to_arrow_table()
+        return table.rename_columns(_distinct(table.column_names))
 
     def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """The single value of a query."""
@@ -167,11 +181,16 @@ def _insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -
     return int(connection.execute(counted).fetchall()[0][0] - before)
 
 
-def _arrow(connection: duckdb.DuckDBPyConnection, sql: str, parameters: Any) -> pa.Table:
-    found = connection.sql(sql, params=parameters or None)
-    if found is None:
-        raise UserError("That statement returns nothing. Only queries are run here.")
-    return found.to_arrow_table()
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Two columns of one name would become one: later ones are numbered, `run_id_1`."""
+    made: list[str] = []
+    for name in names:
+        free, number = name, 0
+        while free in made:
+            number += 1
+            free = f"{name}_{number}"
+        made.append(free)
+    return made
 
 
 def _busy(path: Path, message: str) -> list[str]:

@@ -395,8 +395,7 @@ def test_values_are_clipped_around_the_old_ones(
 
 def test_rounding_clips_no_value() -> None:
     """P8. old + (new - old) is not new in float32: inside the range nothing may count as clipped."""
-    old = 0.05 * noise(0, 40, 50).float()
-    new = old + 0.05 * noise(1, 40, 50).clamp(-1, 1).float()
+    new, old = (0.1 * noise(0, 2, 40, 50).clamp(-0.9, 0.9)).float()
     assert (old + (new - old) != new).any()
     result = value_loss(new, old, noise(2, 40, 50).float(), torch.ones(40, 50, dtype=torch.bool), 0.2)
     assert result.clip_fraction == 0

@@ -1,0 +1,101 @@
+"""Trainers learn, resume exactly and do not care how a batch is cut up."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from vlm_rlaif.train import checkpoint
+from vlm_rlaif.train.ppo import PPOTrainer
+from vlm_rlaif.train.reward import LabeledPair, RewardTrainer, Scored
+from vlm_rlaif.train.rollout import POLICY, VALUE
+from vlm_rlaif.train.vlm import ADAPTER
+from vlm_rlaif.warehouse.config import PPO, Rewarding
+from vlm_rlaif.warehouse.errors import UserError
+
+
+def pairs_about_length(clips: list[Path], count: int = 16) -> list[LabeledPair]:
+    """A judge with a taste that is easy to learn: the shorter answer is better."""
+    return [
+        LabeledPair(
+            str(i), f"video{i % 4}",
+            Scored(clips[i % 4], "describe the video .", "a red circle grows ."),
+            Scored(clips[i % 4], "describe the video .", "a red circle grows and a blue cross blinks ."),
+            1.0,
+        )
+        for i in range(count)
+    ]  # fmt: skip
+
+
+def test_the_reward_model_learns_a_preference_and_is_normalised(
+    reward_settings: Rewarding, clips: list[Path], tmp_path: Path
+) -> None:
+    """R7: mean 0 and standard deviation 1 over the responses that it was trained on."""
+    pairs = pairs_about_length(clips)
+    settings = dataclasses.replace(reward_settings, epochs=4)
+    model = RewardTrainer(settings, pairs, tmp_path / "rm").train()
+    a, b = model.score([p.a for p in pairs]), model.score([p.b for p in pairs])
+    assert all(x > y for x, y in zip(a, b, strict=True))
+    scores = torch.tensor(a + b)
+    assert abs(scores.mean()) < 1e-4 and abs(scores.std() - 1) < 1e-3
+
+
+def test_no_preferences_is_said_and_not_trained_on(reward_settings: Rewarding, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no preferences"):
+        RewardTrainer(reward_settings, [], tmp_path)
+
+
+@pytest.fixture
+def reward_folder(reward_settings: Rewarding, clips: list[Path], tmp_path: Path) -> Path:
+    RewardTrainer(reward_settings, pairs_about_length(clips, 4), tmp_path / "rm").train()
+    return tmp_path / "rm"
+
+
+def test_ppo_resumes_exactly(
+    ppo_settings: PPO, reward_folder: Path, rows: list[Scored], tmp_path: Path
+) -> None:
+    """P17: two iterations straight equal one, a stop, and one more."""
+    straight = PPOTrainer(ppo_settings, reward_folder, rows, tmp_path / "straight")
+    straight.train()
+    halted = PPOTrainer(ppo_settings, reward_folder, rows, tmp_path / "halted")
+
+    def stop(step: int, *_: object) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        halted.train(stop)
+    resumed = PPOTrainer(ppo_settings, reward_folder, rows, tmp_path / "halted")
+    resumed.train()
+    for name in (POLICY, VALUE):
+        wanted = straight.backbone.adapter_weights(name)
+        for key, tensor in resumed.backbone.adapter_weights(name).items():
+            assert torch.equal(tensor, wanted[key])
+    assert (tmp_path / "halted" / ADAPTER).read_bytes() == (tmp_path / "straight" / ADAPTER).read_bytes()
+
+
+def test_micro_batches_change_memory_and_nothing_else(
+    ppo_settings: PPO, reward_folder: Path, rows: list[Scored], tmp_path: Path
+) -> None:
+    """P9: gradients accumulate to those of the whole mini-batch."""
+    found = []
+    for micro in (1, 2, 6):
+        settings = dataclasses.replace(ppo_settings, micro_batch=micro, epochs=1, mini_batches=1)
+        trainer = PPOTrainer(settings, reward_folder, rows, tmp_path / str(micro))
+        rollout = trainer.roll_out(0)
+        trainer.learn(rollout, 0)
+        found.append(trainer.backbone.adapter_weights(POLICY))
+    for other in found[1:]:
+        for key, tensor in found[0].items():
+            assert (tensor - other[key]).abs().max() < 2e-5
+
+
+def test_a_checkpoint_that_was_being_written_is_ignored(tmp_path: Path) -> None:
+    state = checkpoint.State(3, {"w": torch.ones(2)}, {}, [], {})
+    checkpoint.save(tmp_path, state)
+    (tmp_path / "checkpoint-9").mkdir()
+    kept = checkpoint.load_latest(tmp_path)
+    assert kept is not None and kept.step == 3 and torch.equal(kept.weights["w"], torch.ones(2))

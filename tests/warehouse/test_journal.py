@@ -1,0 +1,175 @@
+"""The journal: what is finished survives the death of its job, and is merged once."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vlm_rlaif.warehouse import journal
+from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
+from vlm_rlaif.warehouse.journal import Journal, only_one, replay
+from vlm_rlaif.warehouse.records import Caption, Context, Failure, Record, Run
+from vlm_rlaif.warehouse.store import Warehouse
+
+DYING_JOB = """
+import os, signal, sys
+from pathlib import Path
+from vlm_rlaif.warehouse.journal import Journal, only_one
+from vlm_rlaif.warehouse.records import Caption
+from vlm_rlaif.warehouse.store import Warehouse
+
+warehouse = Warehouse(Path(sys.argv[1]))
+with only_one(warehouse, "caption"):
+    journal = Journal(warehouse, "dead")
+    for n in range(3):
+        journal.append([Caption(caption_id=f"dead{n}", clip_id="c", spec_id="s", text="t", run_id="dead")])
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def caption(name: str) -> Caption:
+    return Caption(caption_id=name, clip_id="c", spec_id="s", text=f'line 1\nline 2 of "{name}"\u2028', run_id="r")
+
+
+def run(run_id: str) -> Run:
+    return Run(
+        run_id=run_id, stage="caption", config="{}", code_version="0", engine="e", host="h",
+        started_at=datetime.now(UTC).replace(tzinfo=None),
+    )  # fmt: skip
+
+
+def captions(warehouse: Warehouse) -> list[str]:
+    return [row["caption_id"] for row in warehouse.rows("SELECT caption_id FROM captions ORDER BY 1")]
+
+
+def die(warehouse: Warehouse) -> Path:
+    """A job writes three captions to its journal and is killed; returns what it left behind."""
+    killed = subprocess.run([sys.executable, "-c", DYING_JOB, str(warehouse.path)], capture_output=True, text=True)
+    assert killed.returncode == -9, killed.stderr
+    (left,) = warehouse.journal_folder.glob("*.jsonl")
+    return left
+
+
+def test_a_finished_journal_is_merged_and_gone(warehouse: Warehouse) -> None:
+    with closing(Journal(warehouse, "r")) as journal:
+        journal.append([caption("a"), caption("b")])
+        assert len(journal.path.read_text().splitlines()) == 2
+        journal.merge()
+        journal.remove()
+    assert captions(warehouse) == ["a", "b"]
+    assert not list(warehouse.journal_folder.glob("*.jsonl"))
+
+
+def test_rows_of_a_killed_job_are_merged_by_the_next_one(warehouse: Warehouse) -> None:
+    warehouse.append([run("dead")])
+    left = die(warehouse)
+    assert captions(warehouse) == []
+    assert replay(warehouse) == 3
+    assert captions(warehouse) == ["dead0", "dead1", "dead2"]
+    assert not left.exists()
+    assert replay(warehouse) == 0
+
+
+def test_a_killed_run_is_marked_interrupted_with_what_it_did_and_when_it_ended(warehouse: Warehouse) -> None:
+    warehouse.append([run("dead")])
+    left = die(warehouse)
+    an_hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    os.utime(left, (an_hour_ago.timestamp(), an_hour_ago.timestamp()))
+    replay(warehouse)
+    (row,) = warehouse.rows("SELECT * FROM runs")
+    assert (row["status"], row["rows_written"], row["rows_failed"]) == ("interrupted", 3, 0)
+    assert abs(row["ended_at"] - an_hour_ago.replace(tzinfo=None)) < timedelta(seconds=1)
+
+
+def test_an_unfinished_last_line_is_ignored(warehouse: Warehouse) -> None:
+    left = die(warehouse)
+    os.truncate(left, left.stat().st_size - 5)
+    assert replay(warehouse) == 2
+    assert captions(warehouse) == ["dead0", "dead1"]
+
+
+def test_a_journal_that_was_merged_already_adds_nothing(warehouse: Warehouse) -> None:
+    left = die(warehouse)
+    lines = left.read_text()
+    replay(warehouse)
+    left.write_text(lines)
+    assert replay(warehouse) == 0
+    assert len(captions(warehouse)) == 3
+
+
+def test_the_journal_of_a_living_job_is_left_alone(warehouse: Warehouse) -> None:
+    with closing(Journal(warehouse, "alive")) as journal:
+        journal.append([caption("a")])
+        assert replay(warehouse) == 0
+        assert journal.path.exists()
+    assert replay(warehouse) == 1
+
+
+def test_every_kind_of_value_survives_the_journal(warehouse: Warehouse) -> None:
+    rows: list[Record] = [
+        run("r"),
+        caption("a"),
+        Context(context_id="x", video_id="v", spec_id="s", caption_ids=["b", "a"], text="", run_id="r"),
+        Failure(row_id="f", stage="s", attempt=1, kind="empty", message="m", reply=None, run_id="r"),
+    ]
+    with closing(Journal(warehouse, "r")) as journal:
+        journal.append(rows)
+    replay(warehouse)
+    assert warehouse.value("SELECT text FROM captions") == rows[1].text  # type: ignore[union-attr]
+    assert warehouse.value("SELECT started_at FROM runs") == rows[0].started_at  # type: ignore[union-attr]
+    assert warehouse.value("SELECT caption_ids FROM contexts") == ["b", "a"]
+    assert warehouse.value("SELECT reply FROM failures") is None
+
+
+def test_a_busy_warehouse_delays_rows_and_loses_none(
+    warehouse: Warehouse,
+    hold: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(journal, "MERGE_S", 0.0)  # try to merge with every row
+    with closing(Journal(warehouse, "r")) as writing:
+        with hold(warehouse):
+            writing.append([caption("a")])
+            writing.append([caption("b")])
+            lines = [json.loads(line)["row"]["caption_id"] for line in writing.path.read_text().splitlines()]
+        assert lines == ["a", "b"]
+        assert captions(warehouse) == []
+        writing.append([caption("c")])
+        assert captions(warehouse) == ["a", "b", "c"]
+
+
+def test_a_warehouse_that_stays_busy_leaves_the_journal_for_the_next_job(warehouse: Warehouse, hold: Any) -> None:
+    impatient = Warehouse(warehouse.path, patience_s=0.05)
+    with hold(warehouse), pytest.raises(WarehouseBusy), closing(Journal(impatient, "r")) as writing:
+        writing.append([caption("a")])
+        writing.merge()
+    assert replay(warehouse) == 1
+    assert captions(warehouse) == ["a"]
+
+
+def test_a_second_job_of_a_stage_is_told_who_has_it(warehouse: Warehouse) -> None:
+    with only_one(warehouse, "caption"):
+        with pytest.raises(UserError, match=rf"running caption .*\(pid {os.getpid()}\)"), only_one(warehouse, "caption"):
+            pass
+        with only_one(warehouse, "respond"):
+            pass
+
+
+def test_a_stage_is_free_again_after_its_job(warehouse: Warehouse) -> None:
+    for _ in range(2):
+        with only_one(warehouse, "caption"):
+            pass
+
+
+def test_the_lock_of_a_killed_job_dies_with_it(warehouse: Warehouse) -> None:
+    die(warehouse)
+    with only_one(warehouse, "caption"):
+        assert (warehouse.journal_folder / "caption.lock").read_text() == str(os.getpid())
