@@ -19,6 +19,7 @@ demo: $(BIN)/vlm-rlaif
 	$(BIN)/vlm-rlaif run shapes --into demo
 
 test: $(BIN)/vlm-rlaif
+	@echo "Left out here, run by .ci/run: slow tests, the wheel, vLLM (an environment of its own)."
 	$(BIN)/python -m pytest -q
 
 check: $(BIN)/vlm-rlaif
