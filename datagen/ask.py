@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.add import make_question
 from vlm_rlaif.datagen.engine import Completion, Request
 from vlm_rlaif.datagen.job import Row, Unreadable
 from vlm_rlaif.warehouse.config import Asking
-from vlm_rlaif.warehouse.records import Record, Spec, row_id
+from vlm_rlaif.warehouse.records import Question, Record, Spec, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])?\s*")
@@ -33,7 +32,10 @@ class AskStage:
             " ORDER BY x.video_id",
             {"context": self.context_spec, "everything": everything},
         )
-        return [{**r, "row_id": row_id("ask", self.spec.spec_id, r["context_id"])} for r in rows]
+        return [{**r, "row_id": self._question_id(r["context_id"], 0)} for r in rows]
+
+    def _question_id(self, context_id: str, number: int) -> str:
+        return row_id("ask", self.spec.spec_id, context_id, number)
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         said = prompt.load(self.recipe.prompt).render(context=row["text"])
@@ -45,5 +47,9 @@ class AskStage:
         if not asked:
             raise Unreadable("unparsable", "No line of the reply ends in a question mark.")
         return [
-            make_question(row["video_id"], {"question": text}, "ask", run_id, self.spec.spec_id) for text in asked
-        ]
+            Question(
+                question_id=self._question_id(row["context_id"], number), video_id=row["video_id"],
+                text=text, source=self.name, spec_id=self.spec.spec_id, run_id=run_id,
+            )
+            for number, text in enumerate(asked)
+        ]  # fmt: skip

@@ -41,7 +41,7 @@ class Prompt:
 
     @property
     def fields(self) -> frozenset[str]:
-        return frozenset(_FIELD.findall(self.user))
+        return frozenset(_FIELD.findall(f"{self.system}\n{self.user}"))
 
     @property
     def text_hash(self) -> str:
@@ -55,7 +55,7 @@ class Prompt:
                 f"The prompt {self.name} asks for {{{missing[0]}}}, which this stage does not give.",
                 f"It gives: {', '.join(sorted(values))}.",
             )
-        return Rendered(self.system, _FIELD.sub(lambda match: str(values[match[1]]), self.user))
+        return Rendered(*(_FIELD.sub(lambda m: str(values[m[1]]), turn) for turn in (self.system, self.user)))
 
 
 @functools.cache

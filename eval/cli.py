@@ -59,11 +59,12 @@ def report(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     from vlm_rlaif.eval.report import HEADLINES, write_html
 
     figures = measure(warehouse, recipe, journey)
-    runs = [
-        row["run_id"]
+    roles = {trained.checkpoint_id: role for role, trained in journey.trained.items()}
+    runs = {
+        row["run_id"]: roles[row["checkpoint_id"]]
         for row in warehouse.rows("SELECT run_id, checkpoint_id FROM checkpoints")
-        if row["checkpoint_id"] in {t.checkpoint_id for t in journey.trained.values()}
-    ]
+        if row["checkpoint_id"] in roles
+    }
     write_html(warehouse, figures, runs, warehouse.folder / "report.html")
     as_json = {name: estimate.as_json() for name, estimate in figures.items()}
     (warehouse.folder / "figures.json").write_text(json.dumps(as_json, indent=1), encoding="utf-8")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_rlaif.eval.metrics import Estimate, clustered_mean, paired_difference
-from vlm_rlaif.eval.truth import agreement, differing_facts, pair_truths
+from vlm_rlaif.eval.truth import agreements, differing_facts, pair_truths
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.store import Warehouse
@@ -28,11 +28,10 @@ def label_figures(warehouse: Warehouse, recipe: Recipe) -> Figures:
     facts: dict[str, set[str]] = {}
     for arm in recipe.label.arms if recipe.label else []:
         rows = shapes_preferences(warehouse, label_stage(recipe, arm).spec.spec_id)
-        scored: dict[str, float] = {}
-        for row in rows:
-            a, b = pair_truths(row)
-            scored[row["pair_id"]] = agreement(row["p_a"], row["choice"], a, b)
-            videos[row["pair_id"]], facts[row["pair_id"]] = row["video_id"], differing_facts(a, b)
+        truths = [pair_truths(row) for row in rows]
+        for row, pair in zip(rows, truths, strict=True):
+            videos[row["pair_id"]], facts[row["pair_id"]] = row["video_id"], differing_facts(*pair)
+        scored = dict(zip((row["pair_id"] for row in rows), agreements(rows, truths), strict=True))
         by_arm[arm] = {pair: value for pair, value in scored.items() if not math.isnan(value)}
         found[f"label_accuracy_{arm}"] = _mean(by_arm[arm], videos)
     if {"context", "none"} <= by_arm.keys():
@@ -73,7 +72,7 @@ def reward_figures(warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path
     kept = [i for i, (a, b) in enumerate(truths) if a.fraction != b.fraction]
     rows, truths = [rows[i] for i in kept], [truths[i] for i in kept]
     videos = [row["video_id"] for row in rows]
-    labels = [agreement(r["p_a"], r["choice"], *t) for r, t in zip(rows, truths, strict=True)]
+    labels = agreements(rows, truths)
     found = {"label_accuracy_held_out": clustered_mean(labels, videos)}
     accuracies: dict[str, list[float]] = {}
     pairs = pairs_from_rows(rows, warehouse.video_path)

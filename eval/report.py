@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,13 @@ HEADLINES = {
 }
 """Figure -> what it says, in the order of the table."""
 CURVES = {
-    "Reward model: accuracy on its labels": ("reward", {"reward/accuracy": "accuracy"}, "fraction"),
-    "PPO: score of the reward model": ("ppo", {"objective/scores": "score"}, "normalised score"),
-    "PPO: truth of the sampled answers": ("ppo", {"objective/truth": "truth"}, "fraction of facts"),
-    "PPO: KL to the start": ("ppo", {"objective/kl": "KL"}, "nats per response"),
-    "PPO: length of the responses": ("ppo", {"val/length_mean": "length"}, "tokens"),
+    "Reward models: accuracy on their labels": ("reward", "reward/accuracy", "fraction"),
+    "PPO: score of the reward model": ("ppo", "objective/scores", "normalised score"),
+    "PPO: truth of the sampled answers": ("ppo", "objective/truth", "fraction of facts"),
+    "PPO: KL to the start": ("ppo", "objective/kl", "nats per response"),
+    "PPO: length of the responses": ("ppo", "val/length_mean", "tokens"),
 }
-"""Title -> (stage of the run, metrics, axis)."""
+"""Title -> (stage of the run, metric, axis)."""
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left;"
@@ -49,8 +48,8 @@ STYLE = (
 )
 
 
-def write_html(warehouse: Warehouse, figures: Figures, runs: Sequence[str], path: Path) -> None:
-    """Write the page. `runs`: the run ids of the trained models whose curves are drawn."""
+def write_html(warehouse: Warehouse, figures: Figures, runs: dict[str, str], path: Path) -> None:
+    """Write the page. `runs`: run id -> role of the trained models whose curves are drawn."""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>vlm-rlaif report</title>",
         f"<style>{STYLE}</style><h1>vlm-rlaif: report of {_text(warehouse.path)}</h1>",
@@ -87,22 +86,20 @@ def _label_bars(figures: Figures) -> str:
     return bar_plot("Accuracy against the truth", bars, y_label="agreement with the truth")
 
 
-def _curves(warehouse: Warehouse, runs: Sequence[str]) -> list[str]:
+def _curves(warehouse: Warehouse, runs: dict[str, str]) -> list[str]:
     steps = warehouse.rows(
         "SELECT r.stage, s.run_id, s.step, s.metrics FROM steps s JOIN runs r USING (run_id)"
         " WHERE list_contains(?, s.run_id) ORDER BY s.run_id, s.step",
         [list(runs)],
     )
     plots = []
-    for title, (stage, metrics, axis) in CURVES.items():
-        series: dict[str, Sequence[tuple[float, float]]] = {}
+    for title, (stage, metric, axis) in CURVES.items():
+        series: dict[str, list[tuple[float, float]]] = {}
         for row in steps:
             values = json.loads(row["metrics"])
-            for metric, name in metrics.items():
-                if row["stage"] == stage and metric in values:
-                    label = name if len(runs) <= 2 else f"{name} {row['run_id'][-6:]}"
-                    point = (float(row["step"]), float(values[metric]))
-                    series[label] = [*series.get(label, []), point]
+            if row["stage"] == stage and metric in values:
+                point = (float(row["step"]), float(values[metric]))
+                series.setdefault(runs[row["run_id"]].replace("_", " "), []).append(point)
         plots.append(line_plot(title, series, x_label="step", y_label=axis))
     return plots
 

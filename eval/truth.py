@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from vlm_rlaif.datagen.job import Outcome, derive
 from vlm_rlaif.datagen.shapes_truth import Truth, score
+from vlm_rlaif.eval.metrics import agreement_with_truth
 from vlm_rlaif.warehouse.records import Record, Score, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -45,13 +45,11 @@ def pair_truths(row: dict[str, Any]) -> tuple[Truth, Truth]:
     return a, b
 
 
-def agreement(p_a: float, choice: str, a: Truth, b: Truth) -> float:
-    """1 when the label names the truer response, 1/2 for a tie, 0 otherwise; NaN when both are as true."""
-    if a.fraction == b.fraction:
-        return math.nan
-    if choice == "tie":
-        return 0.5
-    return float((choice == "a") == (a.fraction > b.fraction))
+def agreements(rows: Sequence[dict[str, Any]], truths: Sequence[tuple[Truth, Truth]]) -> list[float]:
+    """Per preference: 1 when it names the truer response, 1/2 for a tie, 0 otherwise; NaN for equal truths."""
+    named = [{"a": 1.0, "b": 0.0, "tie": 0.5}[row["choice"]] for row in rows]
+    a, b = ([pair[side].fraction for pair in truths] for side in (0, 1))
+    return [float(value) for value in agreement_with_truth(named, a, b)]
 
 
 def differing_facts(a: Truth, b: Truth) -> set[str]:

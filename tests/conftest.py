@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
+from hypothesis import settings
 
 from vlm_rlaif.datagen.add import split_of
 from vlm_rlaif.datagen.shapes import World
@@ -26,6 +28,7 @@ RECIPE = """
 clip: {{parts: 2}}
 caption: {{model: {model}, prompt: caption_compact_v1, frames: {{count: 2}}}}
 context: {{prompt: context_compact_v1}}
+ask: {{model: {model}, prompt: ask_v1}}
 respond: {{model: {model}, prompt: respond_compact_v1, frames: {{count: 2}}}}
 label:
   model: {model}
@@ -33,13 +36,21 @@ label:
   context_prompt: judge_context_compact_v1
   frames: {{count: 2}}
 """
+settings.register_profile("busy machine", deadline=None)
+settings.load_profile("busy machine")
 HOLD = "import duckdb, sys; held = duckdb.connect(sys.argv[1]); print('held', flush=True); sys.stdin.read()"
 
 
+@pytest.fixture(scope="session")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of an empty warehouse, to be copied."""
+    return Warehouse.create(tmp_path_factory.mktemp("empty") / "w.duckdb").path
+
+
 @pytest.fixture
-def warehouse(tmp_path: Path) -> Warehouse:
+def warehouse(empty: Path, tmp_path: Path) -> Warehouse:
     """A new, empty warehouse."""
-    return Warehouse.create(tmp_path / "w.duckdb")
+    return Warehouse(Path(shutil.copy(empty, tmp_path)))
 
 
 @pytest.fixture
@@ -76,7 +87,7 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def recipe_file(tmp_path: Path) -> Path:
-    """A recipe of every stage but `ask`, whose model is an empty folder: the engines of these tests are scripted."""
+    """A recipe of every stage, whose model is an empty folder: the engines of these tests are scripted."""
     model = tmp_path / "model"
     model.mkdir()
     (model / "config.json").write_text("{}")

@@ -46,7 +46,9 @@ def test_imports_run_one_way(floor: str) -> None:
 
 def test_nothing_is_imported_by_a_folders_bare_name() -> None:
     """`import warehouse` works in a checkout, and makes a second copy of every class."""
-    bare = [f"{file}:{line}" for file in sources() for line, module in imports(file) if module.split(".")[0] in FLOORS]
+    bare = [
+        f"{file}:{line}" for file in sources() for line, module in imports(file) if module.split(".")[0] in FLOORS
+    ]
     assert not bare
 
 

@@ -130,9 +130,7 @@ def make_sample(rng: random.Random, task: str, answer_for: AnswerFor = lambda _r
     return Sample(task, poses, times, user, answer, right)
 
 
-def _by_kind(
-    rng: random.Random, video: shapes.ShapesVideo, which: str
-) -> list[shapes.ShapesQuestion]:
+def _by_kind(rng: random.Random, video: shapes.ShapesVideo, which: str) -> list[shapes.ShapesQuestion]:
     """Questions of one kind drawn evenly: all kinds, `short` ones, or `action` where there is one."""
     asked = [q for q in shapes.questions(video) if which != "short" or q.kind != "describe"]
     if which == "action":
@@ -295,8 +293,8 @@ def mixture_at(step: int) -> dict[str, float]:
     return next(mixture for until, mixture in SCHEDULE if step < until)
 
 
-JUDGE = SFTConfig(steps=5300, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.12, save_steps=100)
-POLICY_START = SFTConfig(steps=500, learning_rate=1e-3, muon_learning_rate=0.005, decay_fraction=0.7, save_steps=100)
+JUDGE = SFTConfig(steps=4900, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.1, save_steps=100)
+POLICY_START = SFTConfig(steps=300, learning_rate=1e-3, muon_learning_rate=0.005, decay_fraction=0.7, save_steps=100)
 BATCH_SIZE = 256
 
 

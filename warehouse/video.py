@@ -24,7 +24,6 @@ from typing import Any, Literal, TypeVar
 import av
 import numpy as np
 from av.container import InputContainer
-from av.packet import Packet
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
@@ -72,7 +71,7 @@ class Sample:
     frames: NDArray[np.uint8]
     """(count, H, W, 3) RGB, upright."""
     times_s: tuple[float, ...]
-    """When each frame goes on display, counted from the video's first frame."""
+    """When each frame goes on display."""
     span_s: float
     """The display time that was divided."""
     damaged: bool
@@ -165,9 +164,7 @@ def sample_decord(
         starts_s = np.asarray(reader.get_frame_timestamp(range(len(reader))), np.float64)[:, 0]
         for which, here_s, true_s in (("first", starts_s[0], first_s), ("last", starts_s[-1], last_s)):
             if abs(here_s - true_s) > 1e-3:
-                raise VideoError(
-                    f"{path}: decord has the {which} frame at {here_s:.3f} s, PyAV at {true_s:.3f} s; read it with PyAV."
-                )
+                raise VideoError(f"{path}: decord has the {which} frame at {here_s:.3f} s, PyAV at {true_s:.3f} s.")
         # decord keeps times in 32 bits, hence the wider tolerance
         targets_s = first_s + np.asarray(centres(begin_s, span_s, count)) + 1e-4
         index = np.searchsorted(starts_s, targets_s, side="right") - 1
@@ -309,7 +306,7 @@ class _Reader:
         if end_s is not None and end_s <= real_s:
             return end_s
         asked_s = self.promised_s if end_s is None else end_s
-        return asked_s if 0 < asked_s and abs(real_s - asked_s) <= self._step_s + TOLERANCE_S else real_s
+        return asked_s if asked_s > 0 and abs(real_s - asked_s) <= self._step_s + TOLERANCE_S else real_s
 
     def _read_until(self, wanted_s: float) -> None:
         while self._ahead is not None and self._ahead[0] <= wanted_s:
@@ -333,27 +330,26 @@ class _Reader:
         self._ahead = next(self._frames, None)
 
     def _decode(self) -> Iterator[tuple[float, av.VideoFrame]]:
-        now_s = -self._step_s
+        next_s = 0.0
         try:
             for packet in self._box.demux(self.stream):
                 if time.monotonic() > self._deadline:
                     raise VideoError(f"{self._path}: decoding took longer than it may.")
-                for frame in self._frames_of(packet):
+                try:
+                    frames = self.stream.decode(packet)
+                except av.error.InvalidDataError:  # what comes after it may be fine
+                    self._damage()
+                    continue
+                for frame in frames:
                     if frame.is_corrupt:
                         self._damage()
                     if frame.time is None and self._jumped:
                         raise _Lost
-                    now_s = now_s + self._step_s if frame.time is None else frame.time - self.origin_s
+                    now_s = next_s if frame.time is None else frame.time - self.origin_s
+                    next_s = now_s + self._seconds_on_display(frame)
                     yield now_s, frame
         except av.error.FFmpegError:
             self._damage()
-
-    def _frames_of(self, packet: Packet[VideoStream]) -> list[av.VideoFrame]:
-        try:
-            return self.stream.decode(packet)
-        except av.error.InvalidDataError:  # what comes after it may be fine
-            self._damage()
-            return []
 
     def _damage(self) -> None:
         """Damage seen after a jump says nothing about what was jumped over: read it all."""

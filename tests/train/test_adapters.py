@@ -54,9 +54,7 @@ def test_the_first_values_are_all_zero(trainer: PPOTrainer) -> None:
     assert trainer.roll_out(0).values.abs().max() == 0
 
 
-def test_the_critic_with_the_rewards_head_says_what_the_reward_says(
-    trainer: PPOTrainer, rows: list[Scored]
-) -> None:
+def test_the_critic_with_the_rewards_head_says_what_the_reward_says(trainer: PPOTrainer, rows: list[Scored]) -> None:
     """R12: at the token before the end of sequence's successor both read the same state."""
     reward = trainer.sampler.reward
     batch = reward.batch(rows)
@@ -67,9 +65,7 @@ def test_the_critic_with_the_rewards_head_says_what_the_reward_says(
     assert torch.equal(as_value, as_reward)
 
 
-def test_only_the_active_adapter_learns_and_nothing_stays_unfrozen(
-    trainer: PPOTrainer, rows: list[Scored]
-) -> None:
+def test_only_the_active_adapter_learns_and_nothing_stays_unfrozen(trainer: PPOTrainer, rows: list[Scored]) -> None:
     """P16: gradients where they belong, and the base never changes (L8)."""
     backbone = trainer.backbone
     before = {n: p.clone() for n, p in backbone.base.named_parameters() if ".lora_" not in n}

@@ -50,9 +50,7 @@ def requests(clips: list[Path], temperature: float) -> list[Request]:
     ]
 
 
-def test_the_same_seed_gives_the_same_answer_in_any_batch(
-    engine: TransformersEngine, clips: list[Path]
-) -> None:
+def test_the_same_seed_gives_the_same_answer_in_any_batch(engine: TransformersEngine, clips: list[Path]) -> None:
     """L11."""
     asked = requests(clips, 1.0)
     together = {c.request_id: c.text for c in engine.generate(asked)}
@@ -61,9 +59,7 @@ def test_the_same_seed_gives_the_same_answer_in_any_batch(
     assert len(set(together.values())) > 1
 
 
-def test_sampling_and_a_forward_over_the_result_agree_on_log_probabilities(
-    tiny: Path, clips: list[Path]
-) -> None:
+def test_sampling_and_a_forward_over_the_result_agree_on_log_probabilities(tiny: Path, clips: list[Path]) -> None:
     """L2: cached decoding with left padding against a full forward with right padding."""
     encoder, model = Encoder.load(str(tiny)), load_model(str(tiny), "cpu")
     texts = ["describe the video .", "a much longer question about how many shapes there are in it ?"]
@@ -97,9 +93,7 @@ def test_choices_come_back_with_log_probabilities_of_the_whole_vocabulary(
         assert completion.text == max(completion.choice_logprobs, key=lambda c: completion.choice_logprobs[c])
 
 
-def test_an_unreadable_video_fails_alone(
-    engine: TransformersEngine, clips: list[Path], tmp_path: Path
-) -> None:
+def test_an_unreadable_video_fails_alone(engine: TransformersEngine, clips: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"not a video")
     asked = requests(clips, 0.0)[:2]
     asked.insert(1, Request("bad", "what ?", video=VideoPart(tmp_path / "bad.mp4", FRAMES)))

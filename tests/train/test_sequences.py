@@ -23,17 +23,13 @@ def model(tiny: Path) -> RewardModel:
     from vlm_rlaif.warehouse.config import Frames
 
     torch.manual_seed(0)
-    settings = Rewarding(
-        model=str(tiny), prompt="reward_compact_v1", frames=Frames(count=3, size=32, repeat=2)
-    )
+    settings = Rewarding(model=str(tiny), prompt="reward_compact_v1", frames=Frames(count=3, size=32, repeat=2))
     backbone = Backbone(str(tiny))
     backbone.add_adapter(ADAPTER_NAME, settings.lora)
     return RewardModel(backbone, scalar_head(backbone.hidden_size), settings)
 
 
-def test_a_score_does_not_depend_on_its_neighbours_or_on_padding(
-    model: RewardModel, rows: list[Scored]
-) -> None:
+def test_a_score_does_not_depend_on_its_neighbours_or_on_padding(model: RewardModel, rows: list[Scored]) -> None:
     """R4."""
     together = model.score(rows)
     alone = [model.score([row])[0] for row in rows]

@@ -54,9 +54,7 @@ def reward_folder(reward_settings: Rewarding, clips: list[Path], tmp_path: Path)
     return tmp_path / "rm"
 
 
-def test_ppo_resumes_exactly(
-    ppo_settings: PPO, reward_folder: Path, rows: list[Scored], tmp_path: Path
-) -> None:
+def test_ppo_resumes_exactly(ppo_settings: PPO, reward_folder: Path, rows: list[Scored], tmp_path: Path) -> None:
     """P17: two iterations straight equal one, a stop, and one more."""
     straight = PPOTrainer(ppo_settings, reward_folder, rows, tmp_path / "straight")
     straight.train()

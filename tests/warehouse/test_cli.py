@@ -47,7 +47,9 @@ def test_runs_of_a_new_warehouse_are_none(command: Command, warehouse: Warehouse
 
 
 def test_sql_prints_json_that_can_be_read_back(command: Command, filled: Warehouse) -> None:
-    result = command("sql", filled.path, "SELECT text, caption_ids, NULL AS n, 0.5 AS x FROM contexts", "--format", "json")
+    result = command(
+        "sql", filled.path, "SELECT text, caption_ids, NULL AS n, 0.5 AS x FROM contexts", "--format", "json"
+    )
     assert json.loads(result.out) == [{"text": TEXT, "caption_ids": ["c"], "n": None, "x": 0.5}]
 
 
@@ -107,7 +109,9 @@ def test_a_slip_in_sql_is_shown_with_the_command_that_helps(command: Command, wa
 
 
 @pytest.mark.parametrize("name", ["tables", "runs", "sql"])
-def test_a_missing_warehouse_is_said_with_the_command_that_makes_it(command: Command, tmp_path: Path, name: str) -> None:
+def test_a_missing_warehouse_is_said_with_the_command_that_makes_it(
+    command: Command, tmp_path: Path, name: str
+) -> None:
     path = tmp_path / "none.duckdb"
     result = command(name, path, *(["SELECT 1"] if name == "sql" else []))
     assert result.code == 2

@@ -32,7 +32,7 @@ def test_a_recipe_of_your_own_is_named_after_its_file(recipe_file: Path) -> None
     recipe = load(str(recipe_file))
     assert recipe.name == "tiny"
     assert recipe.caption is not None and recipe.caption.frames == Frames(count=2)
-    assert recipe.ask is None
+    assert recipe.sft is None
 
 
 def test_a_recipe_may_name_itself(path: Path) -> None:

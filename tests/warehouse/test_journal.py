@@ -157,7 +157,10 @@ def test_a_warehouse_that_stays_busy_leaves_the_journal_for_the_next_job(warehou
 
 def test_a_second_job_of_a_stage_is_told_who_has_it(warehouse: Warehouse) -> None:
     with only_one(warehouse, "caption"):
-        with pytest.raises(UserError, match=rf"running caption .*\(pid {os.getpid()}\)"), only_one(warehouse, "caption"):
+        with (
+            pytest.raises(UserError, match=rf"running caption .*\(pid {os.getpid()}\)"),
+            only_one(warehouse, "caption"),
+        ):
             pass
         with only_one(warehouse, "respond"):
             pass

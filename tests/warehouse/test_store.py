@@ -91,7 +91,9 @@ def test_a_specs_id_hangs_on_everything_that_was_asked_for() -> None:
 
 
 def test_a_specs_id_does_not_hang_on_the_run_or_on_names() -> None:
-    assert spec_id() == spec_id(run_id="another") == spec_id(prompt="copy_of_p_v1") == spec_id(model="moved/elsewhere")
+    assert (
+        spec_id() == spec_id(run_id="another") == spec_id(prompt="copy_of_p_v1") == spec_id(model="moved/elsewhere")
+    )
 
 
 def test_a_model_without_a_revision_is_known_by_its_name() -> None:

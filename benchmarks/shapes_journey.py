@@ -1,0 +1,202 @@
+"""The experiment of the README: does feedback with context make a better policy, on a world whose truth is known?
+
+    python benchmarks/shapes_journey.py --into runs/shapes-full [--recipe shapes-full] [--seeds 3]
+
+Runs the recipe once up to the labels, then per seed: the reward model, its text-only control, PPO, and the same loop
+on random labels. Everything is resumable: run it again and it goes on. Writes
+`benchmarks/results/shapes_journey.json` (each figure with value, low, high, n, unit; 95 % intervals clustered by
+video) and the table between the marks of README.md. Figures of several seeds are computed on the mean over seeds of
+every item, so an interval speaks of videos, and the spread of the seeds stands beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from vlm_rlaif.datagen.engines import Engines
+from vlm_rlaif.datagen.job import run_stage
+from vlm_rlaif.eval import figures
+from vlm_rlaif.eval.answer import answer_stage
+from vlm_rlaif.eval.conductor import Journey, generate
+from vlm_rlaif.eval.figures import Figures
+from vlm_rlaif.eval.metrics import clustered_mean, paired_difference
+from vlm_rlaif.eval.truth import score_answers
+from vlm_rlaif.eval.win import win_stage
+from vlm_rlaif.train.run import MERGED, text_only, train_ppo, train_reward, with_labels
+from vlm_rlaif.warehouse.config import Recipe, load
+from vlm_rlaif.warehouse.store import Warehouse
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "shapes_journey.json"
+HEADLINES = {
+    "label_accuracy_context": "labels made with context agree with the truth",
+    "label_accuracy_none": "labels made without context agree with the truth",
+    "context_gain": "gain of the labels by context, same judge, same pairs",
+    "rm_accuracy": "reward model on held-out videos, against the truth",
+    "rm_text_only_accuracy": "reward model that cannot see the video",
+    "rm_video_gain": "gain of the reward model by the video",
+    "start_truth": "right facts in the start's greedy answers",
+    "policy_truth": "right facts in the RLAIF policy's greedy answers",
+    "policy_gain": "gain of the policy",
+    "random_label_gain": "the same loop on random labels",
+    "start_truth_sampled": "right facts in the start's sampled answers",
+    "best_of_16_truth": "best of 16 samples of the start by the reward model",
+    "win_rate": "the judge prefers the RLAIF policy's answer",
+}
+
+
+def with_seed(recipe: Recipe, seed: int) -> Recipe:
+    """The recipe with the seeds of everything after the responses replaced."""
+    assert recipe.reward and recipe.ppo
+    return dataclasses.replace(
+        recipe,
+        reward=dataclasses.replace(recipe.reward, seed=seed),
+        ppo=dataclasses.replace(recipe.ppo, seed=seed),
+    )
+
+
+def mean_over_seeds(per_seed: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Question id -> its row with the mean value over seeds."""
+    return {
+        key: {**per_seed[0][key], "value": sum(rows[key]["value"] for rows in per_seed) / len(per_seed)}
+        for key in per_seed[0]
+    }
+
+
+def gain(start: dict[str, dict[str, Any]], trained: list[dict[str, dict[str, Any]]], name: str) -> Figures:
+    """Truth after training and its paired gain over the start, seeds averaged item by item."""
+    mean = mean_over_seeds(trained)
+    keys = sorted(start)
+    videos = [start[k]["video_id"] for k in keys]
+    new, old = [mean[k]["value"] for k in keys], [start[k]["value"] for k in keys]
+    found = {f"{name}_truth": clustered_mean(new, videos), f"{name}_gain": paired_difference(new, old, videos)}
+    for kind in sorted({start[k]["kind"] for k in keys}):
+        at = [i for i, k in enumerate(keys) if start[k]["kind"] == kind]
+        found[f"{name}_gain_{kind}"] = paired_difference(
+            [new[i] for i in at], [old[i] for i in at], [videos[i] for i in at]
+        )
+    return found
+
+
+def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> dict[str, Any]:
+    """All arms and seeds; returns what is written to the results file."""
+    journey, engines = Journey(), Engines("transformers")
+
+    def ask(stage: Any) -> None:
+        journey.add(run_stage(warehouse, stage, engines.of(stage.spec.model)))
+
+    def answered(model: str | None) -> dict[str, dict[str, Any]]:
+        stage = answer_stage(recipe, model)
+        ask(stage)
+        score_answers(warehouse)
+        return {r["question_id"]: r for r in figures.answer_rows(warehouse, stage.spec.spec_id)}
+
+    generate(warehouse, recipe, journey, ask)
+    start = answered(None)
+    videos = [row["video_id"] for row in start.values()]
+    found: Figures = {
+        **figures.label_figures(warehouse, recipe),
+        "start_truth": clustered_mean([row["value"] for row in start.values()], videos),
+    }
+    arms: dict[str, list[dict[str, dict[str, Any]]]] = {"policy": [], "random_label": []}
+    rewards: list[Figures] = []
+    spread: dict[str, list[float]] = {}
+    for seed in range(seeds):
+        seeded = with_seed(recipe, seed)
+        reward = train_reward(warehouse, seeded)
+        blind = train_reward(warehouse, text_only(seeded))
+        rewards.append(figures.reward_figures(warehouse, seeded, {"rm": reward.path, "rm_text_only": blind.path}))
+        chance = with_labels(seeded, "random")
+        policies = {
+            "policy": train_ppo(warehouse, seeded, reward),
+            "random_label": train_ppo(warehouse, chance, train_reward(warehouse, chance)),
+        }
+        for arm, policy in policies.items():
+            arms[arm].append(answered(str(policy.path / MERGED)))
+            values = [row["value"] for row in arms[arm][-1].values()]
+            spread.setdefault(f"{arm}_truth", []).append(sum(values) / len(values))
+        for name in ("rm_accuracy", "rm_text_only_accuracy"):
+            spread.setdefault(name, []).append(rewards[-1][name].value or 0.0)
+        if seed == 0:
+            found |= first_seed(warehouse, recipe, engines, str(policies["policy"].path / MERGED), reward.path)
+    found |= rewards[0]
+    for arm, per_seed in arms.items():
+        found |= gain(start, per_seed, arm)
+    engines.close()
+    return {
+        "recipe": recipe.name, "seeds": seeds,
+        "figures": {name: estimate.as_json() for name, estimate in found.items()},
+        "per_seed": spread,
+    }  # fmt: skip
+
+
+def first_seed(warehouse: Warehouse, recipe: Recipe, engines: Engines, policy: str, reward: Path) -> Figures:
+    """Sampled answers, best of n and win rate: controls that one seed answers."""
+    assert recipe.evaluate
+    n = recipe.evaluate.best_of
+    for model in (None, policy):
+        stage = answer_stage(recipe, model, samples=n)
+        run_stage(warehouse, stage, engines.of(stage.spec.model))
+    score_answers(warehouse)
+    new, old = (answer_stage(recipe, m).spec.spec_id for m in (policy, None))
+    judge = win_stage(recipe, new, old)
+    run_stage(warehouse, judge, engines.of(judge.spec.model))
+    rows = warehouse.rows("SELECT question_id, text, uri FROM questions JOIN videos USING (video_id)")
+    questions = {row["question_id"]: row for row in rows}
+    sampled = [answer_stage(recipe, m, samples=n).spec.spec_id for m in (None, policy)]
+    return {
+        **figures.sampled_truth(warehouse, sampled[0], "start"),
+        **figures.sampled_truth(warehouse, sampled[1], "policy"),
+        **figures.best_of_n(warehouse, sampled[0], reward, questions),
+        **figures.win_figures(warehouse, judge.spec.spec_id),
+    }
+
+
+def readme_table(results: dict[str, Any]) -> str:
+    """The table between the marks of the README."""
+    lines = ["| figure | value | 95 % interval | n | what it is |", "|---|---|---|---|---|"]
+    for name, words in HEADLINES.items():
+        if (figure := results["figures"].get(name)) is None:
+            continue
+        scale, unit = (100, " %") if figure["unit"] == "fraction" else (1, f" {figure['unit']}")
+        value, low, high = (round(scale * figure[key], 1) for key in ("value", "low", "high"))
+        lines.append(f"| `{name}` | {value}{unit} | {low} to {high} | {figure['n']:,} | {words} |")
+    seeds = f"{results['seeds']} seed{'s' if results['seeds'] > 1 else ''}"
+    return "\n".join([*lines, "", f"Recipe `{results['recipe']}`, {seeds}; intervals clustered by video."])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--into", type=Path, default=ROOT / "runs" / "shapes-full")
+    parser.add_argument("--recipe", default="shapes-full")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.into.mkdir(parents=True, exist_ok=True)
+    warehouse = Warehouse.create(options.into / "warehouse.duckdb")
+    results = run(load(options.recipe), warehouse, options.seeds)
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    table = readme_table(results)
+    print(table)
+    if options.results == RESULTS:
+        readme = ROOT / "README.md"
+        marks = r"(<!-- results:begin -->\n).*(\n<!-- results:end -->)"
+        text = re.sub(marks, lambda m: m[1] + table + m[2], readme.read_text("utf-8"), flags=re.S)
+        readme.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
