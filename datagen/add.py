@@ -148,12 +148,9 @@ def match_videos(videos: Iterable[dict[str, Any]], name: str | None, where: str)
     return found
 
 
-def make_question(
-    video_id: str, line: dict[str, Any], source: str, run_id: str, spec_id: str | None = None
-) -> Question:
-    text = str(line["question"]).strip()
+def make_question(video_id: str, line: dict[str, Any], source: str, run_id: str) -> Question:
+    text = line["question"].strip()
     return Question(
-        question_id=row_id("question", video_id, text, spec_id), video_id=video_id, text=text,
-        reference=line.get("reference"), kind=line.get("kind"), source=source, spec_id=spec_id,
-        run_id=run_id,
+        question_id=row_id("question", video_id, text), video_id=video_id, text=text,
+        reference=line.get("reference"), kind=line.get("kind"), source=source, run_id=run_id,
     )  # fmt: skip

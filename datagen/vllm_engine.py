@@ -99,6 +99,8 @@ class VLLMEngine:
         try:
             self.llm.llm_engine.add_request(key, self.prompt(request, clip), self.params(request))
         except (ValueError, VLLMClientError) as error:
+            if clip is not None:  # vLLM has noted the video as handed over, and would not hand it over again
+                self.llm.llm_engine.reset_mm_cache()
             kind = "too_long" if any(words in str(error) for words in TOO_LONG) else "engine"
             return Completion(request.request_id, error=str(error), error_kind=kind)
         running[key] = request

@@ -40,9 +40,7 @@ def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:
 
 def missing(connection: duckdb.DuckDBPyConnection) -> list[Migration]:
     """The migrations that a file still needs: all of them for a file that is no warehouse yet."""
-    there = connection.execute("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'migrations'").fetchall()[0][
-        0
-    ]
+    there = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'migrations'").fetchall()
     done = {name for (name,) in connection.execute("SELECT name FROM migrations").fetchall()} if there else set()
     if newer := sorted(done - {step.__name__ for step in MIGRATIONS}):
         raise UserError(

@@ -358,6 +358,6 @@ class _Reader:
         self.damaged = True
 
     def _seconds_on_display(self, frame: av.VideoFrame) -> float:
-        if frame.duration > 0 and frame.time_base:
+        if frame.duration and frame.duration > 0 and frame.time_base:  # PyAV 15 says None, later ones 0
             return float(frame.duration * frame.time_base)
         return self._step_s
