@@ -118,21 +118,35 @@ def read_questions(file: Path) -> list[tuple[int, dict[str, Any]]]:
     """(line number, record) of every line; all malformed lines are reported together."""
     if not file.is_file():
         raise UserError(f"There is no question file {file}.")
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8: {error}.") from None
     good, bad = [], []
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(lines, 1):
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
-            if not isinstance(record, dict) or not str(record.get("question", "")).strip():
-                raise ValueError("it has no question")
-            good.append((number, record))
+            good.append((number, read_question(text)))
         except ValueError as error:
             bad.append(f"{file}:{number}: {error}")
     if bad:
         expected = '{"video": "name.mp4", "question": "What happens?"}'
         raise UserError(*bad[:10], f"{len(bad)} bad lines. A line looks like this: {expected}")
     return good
+
+
+def read_question(text: str) -> dict[str, Any]:
+    """One line; raises `ValueError` when it is not a question in words."""
+    record = json.loads(text)
+    if not isinstance(record, dict) or record.get("question") is None:
+        raise ValueError("it has no question")
+    for key in ("question", "reference", "kind", "video"):
+        if not isinstance(record.get(key), str | None):
+            raise ValueError(f"`{key}` is not text: {record[key]!r}")
+    if not record["question"].strip():
+        raise ValueError("it has no question")
+    return record
 
 
 def match_videos(videos: Iterable[dict[str, Any]], name: str | None, where: str) -> list[str]:

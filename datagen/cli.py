@@ -27,7 +27,7 @@ def stage_options(command: Any) -> Any:
             click.option("--model", help="Use this model (folder, hub id, embedded:NAME) instead."),
             click.option("--engine", "engine_name", default="auto", show_default=True,
                          type=click.Choice(["auto", "transformers", "vllm"])),
-            click.option("--limit", type=int, help="At most this many rows."),
+            click.option("--limit", type=click.IntRange(min=1), help="At most this many rows."),
             click.option("--dry-run", is_flag=True, help="Say what would be computed; load no model."),
             click.option("--retry-failed", is_flag=True, help="Try failed rows once more."),
             click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
@@ -55,7 +55,7 @@ def add(warehouse: Path, folder: Path, questions: Path | None, as_json: bool) ->
         outcomes.append(add_questions(opened, questions))
     bad = opened.rows("SELECT uri, status FROM videos WHERE status <> 'ok'")
     for video in bad:
-        click.echo(f"unreadable: {video['uri']}: {video['status']}", err=True)
+        click.echo(f"unreadable: {video['status']}", err=True)
     finish(outcomes, as_json)
     return EXIT_FAILED_ROWS if bad else 0
 

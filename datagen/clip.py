@@ -20,6 +20,8 @@ def method_name(recipe: Clips) -> str:
     """`parts:3` or `seconds:2.0`; stored with every clip, and how later stages find the right ones."""
     if (recipe.parts is None) == (recipe.seconds is None):
         raise UserError("clip: give either `parts` or `seconds`.")
+    if (recipe.parts or recipe.seconds or 0) <= 0:
+        raise UserError("clip: `parts` or `seconds` must be above zero.")
     return f"parts:{recipe.parts}" if recipe.parts else f"seconds:{recipe.seconds}"
 
 

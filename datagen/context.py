@@ -21,9 +21,13 @@ def narrate(line: prompt.Prompt, clips: Sequence[dict[str, Any]], separator: str
     '0-2.5 s: A dog runs.'
     """
     return separator.join(
-        line.render(start_s=f"{clip['start_s']:.3g}", end_s=f"{clip['end_s']:.3g}", caption=clip["text"]).user
+        line.render(start_s=_figure(clip["start_s"]), end_s=_figure(clip["end_s"]), caption=clip["text"]).user
         for clip in clips
     )
+
+
+def _figure(seconds: float) -> str:
+    return f"{seconds:.2f}".rstrip("0").removesuffix(".")
 
 
 def context(warehouse: Warehouse, spec: Spec, caption_spec: str, clip_method: str) -> Outcome:

@@ -46,6 +46,8 @@ class Engines:
 
         def load() -> Engine:
             if model not in self._loaded:
+                if choose(self._name) == "vllm":  # one engine takes the whole GPU
+                    self.close()
                 self._loaded[model] = make(self._name, model)
             return self._loaded[model]
 

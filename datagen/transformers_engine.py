@@ -113,8 +113,10 @@ def load_model(folder: str, device: str, trust_remote_code: bool = False) -> Any
     """A video-language model in evaluation mode: fp32 on the CPU, its own precision on a GPU."""
     try:
         from transformers import AutoModelForImageTextToText
+        from transformers.utils import logging
     except ImportError:
         raise MissingExtra("Running a model", "models") from None
+    logging.disable_progress_bar()
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             folder, dtype="auto" if device == "cuda" else torch.float32,

@@ -1,8 +1,9 @@
 """The engine for throughput: vLLM in this process, requests in and completions out as a stream.
 
 Its twin is `transformers_engine.py`: the same prompts, pixels and log-probabilities (`tests/vllm/test_parity.py`
-holds them together), so a run may change engines half-way. Frames are decoded in threads ahead of the model, and
-requests of one video find their shared prefix in vLLM's cache. vLLM is imported when an engine is made.
+holds them together). A seed repeats a sample within an engine; the other one draws other random numbers. Frames are
+decoded in threads ahead of the model, and requests of one video find their shared prefix in vLLM's cache. vLLM is
+imported when an engine is made.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import math
 import os
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any
 
@@ -59,7 +60,7 @@ class VLLMEngine:
         """vLLM's outputs that their stream has not collected yet, by key."""
         _open.add(self)
 
-    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Generator[Completion, None, None]:
         """Twice as many requests as vLLM runs at once are in flight: the rest of them wait or are decoded."""
         waiting = iter(requests)
         decoding: dict[Future[Clip | None], Request] = {}

@@ -114,7 +114,8 @@ def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     if recipe.reward is None:
         return
     reward = journey.add_trained("rm", train_reward(warehouse, recipe))
-    journey.add_trained("rm_text_only", train_reward(warehouse, text_only(recipe)))
+    if recipe.evaluate is not None:
+        journey.add_trained("rm_text_only", train_reward(warehouse, text_only(recipe)))
     if recipe.ppo is not None:
         journey.add_trained("policy", train_ppo(warehouse, recipe, reward))
 

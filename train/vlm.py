@@ -7,6 +7,7 @@ also says which one may learn: PEFT's own switching silently freezes and un-free
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,8 @@ class Backbone:
 
     def add_adapter(self, name: str, lora: Lora) -> None:
         """A new adapter that changes nothing yet."""
+        # transformers warns about its own use of a deprecated name whenever an adapter is added
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=TARGETS)
         if self.peft is None:
             self.peft = get_peft_model(self.base, config, adapter_name=name)

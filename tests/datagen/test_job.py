@@ -55,7 +55,7 @@ def answer(request):
 
 run_stage(MortalWarehouse(path), respond_stage(load(recipe)), lambda: ScriptedEngine(answer))
 """
-VISITS = range(2, 6)
+VISITS = range(3, 6)
 """1 looks for failures, 2 reads what is pending, 3 writes the run, 4 merges the rows, 5 ends the run."""
 
 # The console command with a scripted engine in the place of a model; Ctrl-C comes while it makes its fourth answer.
@@ -259,9 +259,7 @@ def test_a_job_that_breaks_keeps_what_it_finished_and_says_failed(
     assert responses(asked) == wanted
 
 
-@pytest.mark.parametrize(
-    ("moment", "number"), [*(("visit", n) for n in VISITS), *(("answer", n) for n in (1, 7, 12))]
-)
+@pytest.mark.parametrize(("moment", "number"), [*(("visit", n) for n in VISITS), ("answer", 7)])
 def test_a_job_that_is_killed_at_any_moment_loses_and_doubles_nothing(
     asked: Warehouse, stage: RespondStage, recipe_file: Path, tmp_path: Path, moment: str, number: int
 ) -> None:
@@ -275,7 +273,7 @@ def test_a_job_that_is_killed_at_any_moment_loses_and_doubles_nothing(
     assert outcome.written == 12 - finished
     assert responses(asked) == wanted
     assert [(run["status"], run["rows_written"]) for run in runs(asked)] == [
-        *([("interrupted", finished)] if (moment, number) not in {("visit", 2), ("visit", 3)} else []),
+        *([("interrupted", finished)] if (moment, number) != ("visit", 3) else []),
         *([("done", 12 - finished)] if finished < 12 else []),
     ]
     assert list(asked.journal_folder.glob("*.jsonl")) == []

