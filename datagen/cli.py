@@ -26,7 +26,7 @@ def stage_options(command: Any) -> Any:
             click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file."),
             click.option("--model", help="Use this model (folder, hub id, embedded:NAME) instead."),
             click.option("--engine", "engine_name", default="auto", show_default=True,
-                         type=click.Choice(["auto", "transformers", "vllm"])),
+                         type=click.Choice(["auto", "transformers", "vllm"]), help="What runs the model."),
             click.option("--limit", type=click.IntRange(min=1), help="At most this many rows."),
             click.option("--dry-run", is_flag=True, help="Say what would be computed; load no model."),
             click.option("--retry-failed", is_flag=True, help="Try failed rows once more."),

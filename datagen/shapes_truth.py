@@ -94,7 +94,7 @@ def _best_matches(scene: list[Mention], said: list[Mention]) -> tuple[int, int, 
     for order in itertools.permutations(many, len(few)):
         hits = [tuple(a == b for a, b in zip(one, other, strict=True)) for one, other in zip(few, order, strict=True)]
         counts = tuple(sum(column) for column in zip(*hits, strict=True)) or (0, 0, 0)
-        best = max(best, counts, key=sum)  # type: ignore[assignment]
+        best = max(best, counts, key=sum)
     return best
 
 

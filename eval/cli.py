@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--into", type=click.Path(path_type=Path), help="Work in DIR/warehouse.duckdb.")
 @click.option("--model", help="Use this model for every stage (folder, hub id, embedded:NAME).")
 @click.option("--engine", "engine_name", default="auto", show_default=True,
-              type=click.Choice(["auto", "transformers", "vllm"]))  # fmt: skip
+              type=click.Choice(["auto", "transformers", "vllm"]), help="What runs the model.")  # fmt: skip
 def run(arguments: tuple[str, ...], into: Path | None, model: str | None, engine_name: str) -> int:
     """Run a whole recipe: `run shapes --into demo`, or `run w.duckdb recipe.yaml --model M`."""
     if len(arguments) != (1 if into else 2):
@@ -142,7 +142,9 @@ def report_command(warehouse: Path, recipe_name: str) -> None:
 @RECIPE
 @click.option("--model", help="The model that stands in the recipe's place.")
 @click.option("--row", help="Id of the row; the first one when left out.")
-@click.option("--arm", type=click.Choice(["context", "none"]), default="context", show_default=True)
+@click.option(
+    "--arm", type=click.Choice(["context", "none"]), default="context", show_default=True, help="Of the stage label."
+)
 def show_prompt(warehouse: Path, stage: str, recipe_name: str, model: str | None, row: str | None, arm: str) -> None:
     """Print the finished prompt of a stage for a row, done or pending, without loading a model."""
     from vlm_rlaif.datagen.plan import ask_stage, caption_stage, respond_stage

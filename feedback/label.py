@@ -13,7 +13,7 @@ from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.job import Row, Unreadable
 from vlm_rlaif.datagen.plan import context_spec, model_spec, part, respond_stage
-from vlm_rlaif.feedback.verdict import CHOICES, read_choice
+from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
 from vlm_rlaif.warehouse.config import Labeling, Recipe, Sampling
 from vlm_rlaif.warehouse.errors import UserError, nearest
 from vlm_rlaif.warehouse.records import Label, Record, Spec, row_id
@@ -81,7 +81,7 @@ class LabelStage:
         )  # fmt: skip
 
     def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
-        if set(completion.choice_logprobs) != set(CHOICES):
+        if not readable(completion.choice_logprobs):
             raise Unreadable("unparsable", "The engine gave no probabilities of the labels A, B, C.")
         verdict = read_choice(completion.choice_logprobs, row["shown_order"])
         return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf, isnan
 
 CHOICES = ("A", "B", "C")
 """First response shown, second response shown, tie. Each must be one token of the judge's tokenizer."""
@@ -39,6 +39,12 @@ class Verdict:
     def swap(self) -> Verdict:
         """The same judgement seen from the other response."""
         return Verdict(self.p_b, self.p_a, self.p_tie)
+
+
+def readable(logprobs: Mapping[str, float]) -> bool:
+    """Whether all three labels have a log-probability, and not all of them are impossible."""
+    values = logprobs.values()
+    return set(logprobs) == set(CHOICES) and not any(map(isnan, values)) and max(values) > -inf
 
 
 def read_choice(logprobs: Mapping[str, float], shown_order: str) -> Verdict:

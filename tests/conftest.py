@@ -53,9 +53,9 @@ def warehouse(empty: Path, tmp_path: Path) -> Warehouse:
     return Warehouse(Path(shutil.copy(empty, tmp_path)))
 
 
-@pytest.fixture
-def asked(warehouse: Warehouse) -> Warehouse:
-    """A warehouse with three videos (rows without files) and two questions about each."""
+@pytest.fixture(scope="session")
+def asked_file(empty: Path) -> Path:
+    """The file of a warehouse with three videos (rows without files) and two questions about each, to be copied."""
     rows: list[Record] = []
     for name in ("cat", "dog", "owl"):
         video_id = row_id("video", name)
@@ -72,8 +72,15 @@ def asked(warehouse: Warehouse) -> Warehouse:
                     source="imported", run_id="test",
                 )
             )  # fmt: skip
+    warehouse = Warehouse(Path(shutil.copy(empty, empty.with_name("asked.duckdb"))))
     warehouse.append(rows)
-    return warehouse
+    return warehouse.path
+
+
+@pytest.fixture
+def asked(asked_file: Path, tmp_path: Path) -> Warehouse:
+    """A warehouse with three videos (rows without files) and two questions about each."""
+    return Warehouse(Path(shutil.copy(asked_file, tmp_path / "w.duckdb")))
 
 
 @pytest.fixture(scope="session")
@@ -85,18 +92,17 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def recipe_file(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def recipe_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A recipe of every stage, whose model is an empty folder: the engines of these tests are scripted."""
-    model = tmp_path / "model"
-    model.mkdir()
+    model = tmp_path_factory.mktemp("model")
     (model / "config.json").write_text("{}")
-    path = tmp_path / "tiny.yaml"
+    path = model / "tiny.yaml"
     path.write_text(RECIPE.format(model=model))
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe(recipe_file: Path) -> config.Recipe:
     return config.load(str(recipe_file))
 

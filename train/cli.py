@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,10 @@ def _open(warehouse: Path, recipe_name: str, model: str | None) -> tuple[Any, An
     from vlm_rlaif.warehouse.errors import MissingExtra
     from vlm_rlaif.warehouse.store import Warehouse
 
-    try:
-        import peft  # noqa: F401
-        import torch
-    except ImportError:
-        raise MissingExtra("Training", "train") from None
+    if any(find_spec(package) is None for package in ("torch", "transformers", "peft")):
+        raise MissingExtra("Training", "train")
+    import torch
+
     if not torch.cuda.is_available():
         torch.set_num_threads(1)  # more threads were slower, and erratic, on small models
     return Warehouse.open(warehouse), load(recipe_name, model)

@@ -34,8 +34,9 @@ ADAPTER, HEAD, CARD = "adapter.safetensors", "head.safetensors", "vlm_rlaif.json
 class Backbone:
     """A video-language model with named adapters. Without an active one it is the checkpoint it started from."""
 
-    def __init__(self, model: str, device: str = "cpu") -> None:
+    def __init__(self, model: str, device: str | None = None) -> None:
         folder = models.resolve(model)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.revision, self.device = model, models.revision(model), device
         self.encoder = Encoder.load(folder)
         self.base = load_model(folder, device)

@@ -1,11 +1,12 @@
 -- Answers to the questions that people ask. Nothing here holds data.
 
--- One row per pair and judge: both orders and all votes averaged, opposite verdicts of the two orders = a tie.
+-- One row per pair and judge: both orders averaged, opposite verdicts of the two orders = a tie. The votes of one
+-- order count by majority. The slow twin is `feedback.verdict.combine`.
 CREATE OR REPLACE VIEW preferences AS
 WITH by_order AS (
     SELECT pair_id, spec_id, shown_order, avg(p_a + p_tie / 2) AS p,
-           CASE WHEN avg(p_a) > greatest(avg(1 - p_a - p_tie), avg(p_tie)) THEN 'a'
-                WHEN avg(1 - p_a - p_tie) > greatest(avg(p_a), avg(p_tie)) THEN 'b'
+           CASE WHEN count_if(choice = 'a') > greatest(count_if(choice = 'b'), count_if(choice = 'tie')) THEN 'a'
+                WHEN count_if(choice = 'b') > greatest(count_if(choice = 'a'), count_if(choice = 'tie')) THEN 'b'
                 ELSE 'tie' END AS choice,
            any_value(context_id) AS context_id
     FROM labels GROUP BY pair_id, spec_id, shown_order
@@ -37,8 +38,9 @@ JOIN specs s ON s.spec_id = d.judge;
 CREATE OR REPLACE VIEW open_failures AS
 SELECT f.* FROM failures f
 WHERE f.row_id NOT IN (
-    SELECT caption_id FROM captions UNION ALL SELECT response_id FROM responses
-    UNION ALL SELECT label_id FROM labels UNION ALL SELECT answer_id FROM answers
+    SELECT caption_id FROM captions UNION ALL SELECT question_id FROM questions
+    UNION ALL SELECT response_id FROM responses UNION ALL SELECT label_id FROM labels
+    UNION ALL SELECT answer_id FROM answers UNION ALL SELECT score_id FROM scores
 )
 QUALIFY row_number() OVER (PARTITION BY f.row_id ORDER BY f.attempt DESC) = 1;
 

@@ -19,7 +19,7 @@ from vlm_rlaif.datagen.respond import RespondStage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.journal import only_one
-from vlm_rlaif.warehouse.records import Clip
+from vlm_rlaif.warehouse.records import Clip, Question
 from vlm_rlaif.warehouse.store import Warehouse
 
 # Two samples of six questions are twelve responses. The job kills itself before its Nth visit to the warehouse, or
@@ -130,7 +130,9 @@ def undisturbed(warehouse: Warehouse, stage: RespondStage, tmp_path: Path) -> li
     return responses(twin)
 
 
-def test_a_stage_writes_a_row_for_every_request_and_one_run(work: Work, asked: Warehouse, stage: RespondStage) -> None:
+def test_a_stage_writes_a_row_for_every_request_and_one_run(
+    work: Work, asked: Warehouse, stage: RespondStage
+) -> None:
     outcome = work()
     assert (outcome.written, outcome.failed, outcome.pending) == (12, 0, 12)
     assert str(outcome) == "respond: 12 rows written"
@@ -157,7 +159,8 @@ def test_a_finished_stage_run_again_writes_nothing_not_even_a_run(
 
 def test_new_work_is_all_that_a_second_run_does(work: Work, asked: Warehouse) -> None:
     work()
-    asked.execute("INSERT INTO questions SELECT 'new', video_id, 'why ?', NULL, NULL, 'test', NULL, 'r' FROM videos LIMIT 1")
+    video_id = asked.value("SELECT min(video_id) FROM videos")
+    asked.append([Question(question_id="new", video_id=video_id, text="why ?", source="test", run_id="test")])
     assert work().written == 2
     assert len(runs(asked)) == 2
 
@@ -196,11 +199,12 @@ def test_failed_requests_become_rows_with_what_was_wrong(work: Work, asked: Ware
     assert "8 failed (see the table failures)" in str(outcome)
     (run,) = runs(asked)
     assert (run["status"], run["rows_written"], run["rows_failed"]) == ("done", 4, 8)
-    found = asked.rows("SELECT kind, message, reply, stage, attempt, count(*) AS n FROM failures GROUP BY ALL ORDER BY 1")
+    found = asked.rows("SELECT kind, message, reply, attempt, count(*) AS n FROM failures GROUP BY ALL ORDER BY 1")
     assert found == [
-        {"kind": "empty", "message": "The model said nothing.", "reply": " \n", "stage": "respond", "attempt": 1, "n": 2},
-        {"kind": "engine", "message": "I am colour-blind.", "reply": None, "stage": "respond", "attempt": 1, "n": 6},
-    ]  # fmt: skip
+        {"kind": "empty", "message": "The model said nothing.", "reply": " \n", "attempt": 1, "n": 2},
+        {"kind": "engine", "message": "I am colour-blind.", "reply": None, "attempt": 1, "n": 6},
+    ]
+    assert asked.value("SELECT count(DISTINCT row_id) FROM failures WHERE stage = 'respond'") == 8
 
 
 def test_a_plain_rerun_does_not_try_failed_requests_again(work: Work, asked: Warehouse, stage: RespondStage) -> None:

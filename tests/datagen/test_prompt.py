@@ -52,7 +52,7 @@ def test_json_in_a_prompt_is_not_a_field() -> None:
 
 
 def test_an_unknown_prompt_names_the_nearest() -> None:
-    with pytest.raises(UserError, match="no prompt 'respond_v2'. Did you mean 'respond_v1'") as error:
+    with pytest.raises(UserError, match=r"no prompt 'respond_v2'\. Did you mean 'respond_v1'") as error:
         load("respond_v2")
     assert "judge_context_v1" in str(error.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -23,7 +24,7 @@ def test_the_reference_of_every_question_of_two_hundred_videos_is_entirely_true(
 
 
 def test_an_answer_to_another_question_is_not_entirely_true() -> None:
-    for one, other in zip(QUESTIONS, QUESTIONS[1:], strict=False):
+    for one, other in itertools.pairwise(QUESTIONS):
         if one.reference != other.reference:
             assert not score(one.kind, one.reference, other.reference).fully_right
 

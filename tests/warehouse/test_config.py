@@ -92,7 +92,7 @@ def test_null_leaves_an_optional_part_out(path: Path) -> None:
 
 
 def test_an_unknown_recipe_names_the_nearest(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no recipe 'shaeps'. Did you mean 'shapes'") as error:
+    with pytest.raises(UserError, match=r"no recipe 'shaeps'\. Did you mean 'shapes'") as error:
         load("shaeps")
     assert "A file of your own ends in .yaml" in str(error.value)
     with pytest.raises(UserError, match="There is no recipe file"):

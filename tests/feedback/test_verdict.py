@@ -1,0 +1,187 @@
+"""Verdicts: what one judgement says, what two orders say together, and the view that says it in SQL."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from math import log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vlm_rlaif.feedback.verdict import CHOICES, Verdict, combine, read_choice
+from vlm_rlaif.warehouse.records import Label, Pair, Question, Record, Response, Spec, Video
+from vlm_rlaif.warehouse.store import Warehouse
+
+A, B, TIE = Verdict(0.7, 0.2, 0.1), Verdict(0.2, 0.7, 0.1), Verdict(0.2, 0.2, 0.6)
+logprobs = st.fixed_dictionaries({choice: st.floats(-30, 0) for choice in CHOICES})
+orders = st.sampled_from(["ab", "ba"])
+
+
+def judgement(rng: random.Random) -> dict[str, float]:
+    """Log-probabilities as judges give them: often exactly equal, for few of their bits are kept."""
+    return {choice: rng.choice([-0.25, -0.5, -1.0, -1.25, -4.0, -rng.expovariate(1)]) for choice in CHOICES}
+
+
+def label(pair_id: str, shown_order: str, verdict: Verdict, spec_id: str = "judge", vote: int = 0) -> Label:
+    return Label(
+        label_id=f"{pair_id}-{spec_id}-{shown_order}-{vote}", pair_id=pair_id, spec_id=spec_id, context_id=None,
+        shown_order=shown_order, vote=vote, choice=verdict.choice, p_a=verdict.p_a, p_tie=verdict.p_tie, reply="",
+        cached_tokens=0, run_id="r",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def paired(warehouse: Warehouse) -> Warehouse:
+    """A warehouse with pairs `p0` to `p299` of one question, and the judge `judge`."""
+    video = Video(video_id="v", uri="v.mp4", source="s", video_group="v", split="val", status="ok", run_id="r")
+    question = Question(question_id="q", video_id="v", text="what ?", source="imported", run_id="r")
+    judge = Spec(
+        spec_id="judge", stage="label", model="m", revision="", adapter="", prompt="judge_v1", prompt_hash="",
+        frames="{}", sampling="{}", upstream="{}", run_id="r",
+    )  # fmt: skip
+    rows: list[Record] = [video, question, judge]
+    for n in range(300):
+        for side in "ab":
+            rows.append(
+                Response(response_id=f"{side}{n}", question_id="q", spec_id="s", sample_index=0, seed=0,
+                         text=f"{side} {n}", tokens=2, finish="stop", logprob=None, run_id="r")
+            )  # fmt: skip
+        rows.append(
+            Pair(pair_id=f"p{n}", question_id="q", response_a=f"a{n}", response_b=f"b{n}", strategy="s", run_id="r")
+        )
+    warehouse.append(rows)
+    return warehouse
+
+
+def test_the_most_probable_choice_is_the_choice() -> None:
+    assert [verdict.choice for verdict in (A, B, TIE)] == ["a", "b", "tie"]
+
+
+def test_nothing_that_stands_out_is_a_tie() -> None:
+    even = Verdict(0.4, 0.4, 0.2), Verdict(0.4, 0.2, 0.4), Verdict(0.2, 0.4, 0.4), Verdict(1 / 3, 1 / 3, 1 / 3)
+    assert {verdict.choice for verdict in even} == {"tie"}
+
+
+@given(logprobs, orders)
+def test_a_verdict_is_a_distribution(said: dict[str, float], shown_order: str) -> None:
+    verdict = read_choice(said, shown_order)
+    assert verdict.p_a + verdict.p_b + verdict.p_tie == pytest.approx(1.0, abs=1e-11)
+    assert 0 <= verdict.soft <= 1 + 1e-11
+
+
+@given(logprobs)
+def test_the_exchanged_order_speaks_of_the_same_responses(said: dict[str, float]) -> None:
+    exchanged = {"A": said["B"], "B": said["A"], "C": said["C"]}
+    assert read_choice(said, "ab") == read_choice(exchanged, "ba")
+    assert read_choice(said, "ab") == read_choice(said, "ba").swap()
+
+
+@given(logprobs, orders, st.floats(-1000, 0))
+def test_what_else_the_judge_might_have_said_does_not_matter(
+    said: dict[str, float], shown_order: str, lost: float
+) -> None:
+    one = read_choice(said, shown_order)
+    other = read_choice({choice: value + lost for choice, value in said.items()}, shown_order)
+    assert (one.p_a, one.p_b, one.p_tie) == pytest.approx((other.p_a, other.p_b, other.p_tie), abs=1e-9)
+
+
+def test_an_impossible_label_has_no_probability() -> None:
+    assert read_choice({"A": log(0.5), "B": -float("inf"), "C": log(0.5)}, "ab") == Verdict(0.5, 0.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "choice", "conflict"),
+    [
+        ((A, A), "a", False),
+        ((B, B), "b", False),
+        ((A, B), "tie", True),
+        ((A, TIE), "a", False),
+        ((TIE, B), "b", False),
+        ((TIE, TIE), "tie", False),
+        ((A,), "a", False),
+        ((Verdict(0.9, 0.0, 0.1), Verdict(0.1, 0.2, 0.7)), "a", False),
+        ((Verdict(0.4, 0.3, 0.3), Verdict(0.0, 0.4, 0.6)), "tie", False),
+    ],
+)
+def test_opposite_winners_are_a_tie_and_a_winner_beside_a_tie_stands(
+    verdicts: tuple[Verdict, ...], choice: str, conflict: bool
+) -> None:
+    preference = combine(verdicts)
+    assert (preference.choice, preference.conflict) == (choice, conflict)
+
+
+@given(logprobs, logprobs)
+def test_it_does_not_matter_which_response_is_called_a(one: dict[str, float], other: dict[str, float]) -> None:
+    verdicts = read_choice(one, "ab"), read_choice(other, "ba")
+    preference, swapped = combine(verdicts), combine([verdict.swap() for verdict in verdicts])
+    assert swapped.choice == {"a": "b", "b": "a", "tie": "tie"}[preference.choice]
+    assert swapped.p_a == pytest.approx(1 - preference.p_a, abs=1e-11)
+    assert swapped.conflict == preference.conflict
+
+
+def test_the_view_of_preferences_is_combine_in_sql(paired: Warehouse) -> None:
+    rng = random.Random(1)
+    expected, rows = {}, []
+    for n in range(300):
+        shown = ["ab", "ba"] if n % 10 else [rng.choice(["ab", "ba"])]
+        verdicts = [read_choice(judgement(rng), order) for order in shown]
+        expected[f"p{n}"] = combine(verdicts)
+        rows += [label(f"p{n}", order, verdict) for order, verdict in zip(shown, verdicts, strict=True)]
+    paired.append(rows)
+    found = {row["pair_id"]: row for row in paired.rows("SELECT * FROM preferences")}
+    assert found.keys() == expected.keys()
+    for pair_id, preference in expected.items():
+        row, number = found[pair_id], pair_id[1:]
+        assert row["choice"] == preference.choice, pair_id
+        assert row["p_a"] == pytest.approx(preference.p_a, abs=1e-12)
+        assert row["strength"] == pytest.approx(preference.strength, abs=1e-12)
+        assert row["conflict"] == preference.conflict
+        chosen = {
+            "a": (f"a{number}", f"b{number}"),
+            "b": (f"b{number}", f"a{number}"),
+            "tie": (None, None),
+        }[preference.choice]
+        assert (row["chosen"], row["rejected"]) == chosen
+    assert {row["choice"] for row in found.values()} == {"a", "b", "tie"}
+
+
+def test_the_view_knows_exact_ties(paired: Warehouse) -> None:
+    """Figures that sum to one in no binary fraction: 1 - p_a - p_tie is not p_b."""
+    even = [Verdict(0.4, 0.4, 0.2), read_choice(dict.fromkeys(CHOICES, -1.0), "ab"), Verdict(0.45, 0.45, 0.1)]
+    cases = list(itertools.product(even, [A, B, TIE, *even]))
+    paired.append(
+        [
+            row
+            for n, (one, other) in enumerate(cases)
+            for row in (label(f"p{n}", "ab", one), label(f"p{n}", "ba", other))
+        ]
+    )
+    found = {row["pair_id"]: row["choice"] for row in paired.rows("SELECT pair_id, choice FROM preferences")}
+    assert found == {f"p{n}": combine(case).choice for n, case in enumerate(cases)}
+
+
+def test_votes_of_one_order_count_by_majority(paired: Warehouse) -> None:
+    paired.append(
+        [
+            *(label("p0", "ab", verdict, vote=vote) for vote, verdict in enumerate((A, A, B))),
+            *(label("p0", "ba", verdict, vote=vote) for vote, verdict in enumerate((A, TIE, A))),
+        ]
+    )
+    (row,) = paired.rows("SELECT choice, orders, conflict, order_agreement FROM preferences")
+    assert row == {"choice": "a", "orders": 2, "conflict": False, "order_agreement": True}
+
+
+def test_judges_do_not_mix(paired: Warehouse) -> None:
+    second = Spec(
+        spec_id="other", stage="label", model="m", revision="", adapter="", prompt="judge_v2", prompt_hash="",
+        frames="{}", sampling="{}", upstream="{}", run_id="r",
+    )  # fmt: skip
+    paired.append([second, label("p0", "ab", A), label("p0", "ab", B, spec_id="other"), label("p1", "ba", TIE)])
+    frame = paired.preferences(judge="judge_v2")
+    assert frame.select("pair_id", "choice", "text_a", "split").rows() == [("p0", "b", "a 0", "val")]
+    assert paired.preferences(judge="judge")["choice"].to_list() == ["a", "tie"]
+    assert paired.preferences(judge="judge", min_strength=0.1)["pair_id"].to_list() == ["p0"]
+    assert paired.preferences(split="train").is_empty()
+    assert paired.rows("SELECT pairs, agreement FROM label_agreement") == [{"pairs": 1, "agreement": 0.0}]
