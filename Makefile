@@ -7,11 +7,11 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test check format clean
 
-# torch first and alone: with it there, nothing else pulls a CUDA build several gigabytes big.
+# torch and its torchvision first: with them there, nothing else pulls a CUDA build several gigabytes big.
 $(BIN)/vlm-rlaif: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=24"
-	$(BIN)/python -m pip install --quiet $(or $(TORCH),torch==2.13.0)
+	$(BIN)/python -m pip install --quiet $(or $(TORCH),torch==2.13.0 torchvision==0.28.0)
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@
 

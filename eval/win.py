@@ -11,7 +11,7 @@ from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.job import Row, Unreadable
 from vlm_rlaif.datagen.plan import context_spec, model_spec, part
 from vlm_rlaif.feedback.label import ONE_TOKEN
-from vlm_rlaif.feedback.verdict import CHOICES, read_choice
+from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
 from vlm_rlaif.warehouse.config import Labeling, Recipe
 from vlm_rlaif.warehouse.records import Record, Score, Spec, row_id
 from vlm_rlaif.warehouse.store import Warehouse
@@ -66,7 +66,7 @@ class WinStage:
         )  # fmt: skip
 
     def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
-        if set(completion.choice_logprobs) != set(CHOICES):
+        if not readable(completion.choice_logprobs):
             raise Unreadable("unparsable", "The engine gave no probabilities of the labels A, B, C.")
         verdict = read_choice(completion.choice_logprobs, row["shown_order"])
         return [

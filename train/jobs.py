@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vlm_rlaif.datagen import models
-from vlm_rlaif.datagen.job import OpenRun, record_run
+from vlm_rlaif.datagen.job import record_run
 from vlm_rlaif.warehouse.journal import only_one, replay
 from vlm_rlaif.warehouse.records import Checkpoint, Step, row_id
 from vlm_rlaif.warehouse.store import Warehouse
@@ -72,7 +71,11 @@ def run_training(warehouse: Warehouse, job: Job, train: Train) -> Trained:
         if stands := find(warehouse, job):
             return stands
         config = {"settings": dataclasses.asdict(job.settings), "inputs": job.inputs}
-        with record_run(warehouse, job.kind, config, "torch") as run, _curve(warehouse, run) as log:
+        with record_run(warehouse, job.kind, config, "torch") as run:
+
+            def log(step: int, metrics: dict[str, float]) -> None:
+                run.journal.append([Step(run_id=run.run_id, step=step, metrics=json.dumps(metrics))])
+
             steps = train(folder, log)
             run.written = warehouse.append(
                 [
@@ -93,17 +96,3 @@ def find(warehouse: Warehouse, job: Job) -> Trained | None:
     if not known or not (warehouse.folder / known[0]["path"]).is_dir():
         return None
     return Trained(job.kind, job.checkpoint_id, warehouse.folder / known[0]["path"], False)
-
-
-@contextmanager
-def _curve(warehouse: Warehouse, run: OpenRun) -> Iterator[Callable[[int, dict[str, float]], None]]:
-    """Collects the metrics of every step and writes them when training ends, however it ends."""
-    rows: list[Step] = []
-
-    def log(step: int, metrics: dict[str, float]) -> None:
-        rows.append(Step(run_id=run.run_id, step=step, metrics=json.dumps(metrics)))
-
-    try:
-        yield log
-    finally:
-        warehouse.append(rows)
