@@ -1,0 +1,1 @@
+"""What models say about videos: clips, captions, contexts, questions, responses, pairs."""

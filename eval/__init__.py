@@ -1,0 +1,1 @@
+"""Is it true? Answers, scores, figures with intervals, reports."""

@@ -17,8 +17,8 @@ from vlm_rlaif.datagen.job import Outcome, run_stage
 from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.warehouse import Warehouse
 from vlm_rlaif.warehouse.config import Recipe, load
-from vlm_rlaif.warehouse.store import Warehouse
 
 
 def batch_preferences(

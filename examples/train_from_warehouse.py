@@ -15,13 +15,13 @@ from vlm_rlaif.datagen.engines import Engines
 from vlm_rlaif.datagen.job import Outcome, run_stage
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.feedback.label import label_stage
-from vlm_rlaif.train.ppo import PPOTrainer
+from vlm_rlaif.train import PPOTrainer
 from vlm_rlaif.train.reward import RewardTrainer, pairs_from_rows
 from vlm_rlaif.train.rollout import POLICY
 from vlm_rlaif.train.run import MERGED, prompt_rows
 from vlm_rlaif.train.vlm import export
+from vlm_rlaif.warehouse import Warehouse
 from vlm_rlaif.warehouse.config import Recipe, load, replace_models
-from vlm_rlaif.warehouse.store import Warehouse
 
 
 def train_from_warehouse(warehouse: Warehouse, recipe: Recipe, into: Path, *, min_strength: float = 0.1) -> Outcome:
