@@ -9,13 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm_rlaif.eval.metrics import Estimate, clustered_mean, paired_difference
 from vlm_rlaif.eval.truth import agreements, differing_facts, pair_truths
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.store import Warehouse
+
+if TYPE_CHECKING:
+    from vlm_rlaif.datagen.shapes_truth import Truth
+    from vlm_rlaif.train.reward import LabeledPair, RewardModel
 
 Figures = dict[str, Estimate]
 
@@ -78,11 +82,11 @@ def reward_figures(warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path
     pairs = pairs_from_rows(rows, warehouse.video_path)
     for name, folder in folders.items():
         model = RewardModel.load(folder)
-        a, b = model.score([pair.a for pair in pairs]), model.score([pair.b for pair in pairs])
-        accuracies[name] = [
-            0.5 if x == y else float((x > y) == (t.fraction > u.fraction))
-            for x, y, (t, u) in zip(a, b, truths, strict=True)
-        ]
+        accuracies[name] = _accuracies(model, pairs, truths)
+        if model.prompts.frames is not None:
+            model.look(backwards=True)
+            reversed_time = _accuracies(model, pairs, truths)
+            found[f"{name}_accuracy_time_reversed"] = clustered_mean(reversed_time, videos)
         found[f"{name}_accuracy"] = clustered_mean(accuracies[name], videos)
         for kind in sorted({kind for t, u in truths for kind in differing_facts(t, u)}):
             chosen = [i for i, (t, u) in enumerate(truths) if differing_facts(t, u) == {kind}]
@@ -92,6 +96,17 @@ def reward_figures(warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path
     if {"rm", "rm_text_only"} <= accuracies.keys():
         found["rm_video_gain"] = paired_difference(accuracies["rm"], accuracies["rm_text_only"], videos)
     return found
+
+
+def _accuracies(
+    model: RewardModel, pairs: Sequence[LabeledPair], truths: Sequence[tuple[Truth, Truth]]
+) -> list[float]:
+    """Per pair: 1 when the truer response scores higher, 1/2 for equal scores, 0 otherwise."""
+    a, b = model.score([pair.a for pair in pairs]), model.score([pair.b for pair in pairs])
+    return [
+        0.5 if x == y else float((x > y) == (t.fraction > u.fraction))
+        for x, y, (t, u) in zip(a, b, truths, strict=True)
+    ]
 
 
 def answer_rows(warehouse: Warehouse, spec_id: str, metric: str = "truth") -> list[dict[str, Any]]:

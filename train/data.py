@@ -54,9 +54,11 @@ class PromptCache:
     Holds the pixels of every video that it was asked for, in memory, once per video and frame setting.
     """
 
-    def __init__(self, encoder: Encoder, frames: Frames | None) -> None:
+    def __init__(self, encoder: Encoder, frames: Frames | None, *, backwards: bool = False) -> None:
         self.encoder, self.frames = encoder, frames
         """Without frames the model reads text alone: the text-only control."""
+        self.backwards = backwards
+        """Show the frames in reverse order: a probe of whether a model sees motion."""
         self._clips: dict[Path, Clip] = {}
         self._pixels: dict[Path, dict[str, torch.Tensor]] = {}
         self._prompts: dict[tuple[Path, Rendered], Encoded] = {}
@@ -75,5 +77,6 @@ class PromptCache:
         if self.frames is None:
             return None
         if path not in self._clips:
-            self._clips[path] = read_clip(VideoPart(path, self.frames))
+            clip = read_clip(VideoPart(path, self.frames))
+            self._clips[path] = Clip(clip.frames[::-1].copy(), clip.times_s) if self.backwards else clip
         return self._clips[path]

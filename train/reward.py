@@ -76,6 +76,10 @@ class RewardModel:
         self.mean, self.std = mean, std
         self.prompts = PromptCache(backbone.encoder, settings.frames if settings.use_video else None)
 
+    def look(self, *, backwards: bool) -> None:
+        """Show videos forwards, or backwards to probe whether the scores depend on the order of time."""
+        self.prompts = PromptCache(self.backbone.encoder, self.prompts.frames, backwards=backwards)
+
     @classmethod
     def load(cls, folder: Path, backbone: Backbone | None = None) -> RewardModel:
         """A trained reward model; on a given backbone it becomes one of its adapters."""
