@@ -20,7 +20,7 @@ demo: $(BIN)/vlm-rlaif
 
 test: $(BIN)/vlm-rlaif
 	@echo "Left out here, run by .ci/run: slow tests, the wheel, vLLM (an environment of its own)."
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -rs
 
 check: $(BIN)/vlm-rlaif
 	$(BIN)/ruff check .

@@ -62,15 +62,27 @@ SCHEDULE: tuple[tuple[int, dict[str, float]], ...] = (
         },
     ),
     (
-        10**9,
+        4900,
         {
             "caption": 0.08, "answer": 0.1, "answer_context": 0.08, "check_context": 0.04,
             "check": 0.04, "judge_context": 0.42, "judge": 0.24,
         },
     ),
+    (
+        10**9,
+        {
+            "caption": 0.06, "answer": 0.06, "check_context_long": 0.06, "check_context_action": 0.03,
+            "judge_context": 0.25, "judge_context_long": 0.29, "judge": 0.11, "judge_long": 0.14,
+        },
+    ),
 )  # fmt: skip
 """(until step, share of each task). First see; then check and judge short answers, which emerges long before the
-judging of whole descriptions; then look up in the context what an object does; then everything."""
+judging of whole descriptions; then look up in the context what an object does; then everything, long answers
+most."""
+SUFFIXES = {
+    "short": ("action", "colour", "after", "count"), "action": ("action",), "long": ("describe", "after"),
+}  # fmt: skip
+"""End of a task's name -> the kinds of question that it is about."""
 VERDICT_WEIGHT = 5.0
 """A verdict is one token beside the many of an answer: it counts this much more."""
 LOOKAHEAD = 8
@@ -131,10 +143,9 @@ def make_sample(rng: random.Random, task: str, answer_for: AnswerFor = lambda _r
 
 
 def _by_kind(rng: random.Random, video: shapes.ShapesVideo, which: str) -> list[shapes.ShapesQuestion]:
-    """Questions of one kind drawn evenly: all kinds, `short` ones, or `action` where there is one."""
-    asked = [q for q in shapes.questions(video) if which != "short" or q.kind != "describe"]
-    if which == "action":
-        asked = [q for q in asked if q.kind == "action"] or asked
+    """Questions of one kind, drawn evenly from all kinds or from those of `SUFFIXES`, where there are any."""
+    asked = shapes.questions(video)
+    asked = [q for q in asked if q.kind in SUFFIXES.get(which, shapes.KINDS)] or asked
     kind = rng.choice(sorted({q.kind for q in asked}))
     return [q for q in asked if q.kind == kind]
 
@@ -293,7 +304,7 @@ def mixture_at(step: int) -> dict[str, float]:
     return next(mixture for until, mixture in SCHEDULE if step < until)
 
 
-JUDGE = SFTConfig(steps=4900, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.1, save_steps=100)
+JUDGE = SFTConfig(steps=5900, learning_rate=4e-3, muon_learning_rate=0.02, decay_fraction=0.2, save_steps=100)
 POLICY_START = SFTConfig(steps=300, learning_rate=1e-3, muon_learning_rate=0.005, decay_fraction=0.7, save_steps=100)
 BATCH_SIZE = 256
 
