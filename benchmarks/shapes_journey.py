@@ -67,10 +67,11 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
 
 
 def mean_over_seeds(per_seed: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Question id -> its row with the mean value over seeds."""
+    """Question id -> its row with the mean value over seeds; a question that a seed left open is left out."""
+    answered = set.intersection(*(set(rows) for rows in per_seed))
     return {
         key: {**per_seed[0][key], "value": sum(rows[key]["value"] for rows in per_seed) / len(per_seed)}
-        for key in per_seed[0]
+        for key in sorted(answered)
     }
 
 
@@ -79,7 +80,8 @@ def gain(start: dict[str, dict[str, Any]], trained: list[dict[str, dict[str, Any
     mean = mean_over_seeds(trained)
     keys = sorted(start)
     videos = [start[k]["video_id"] for k in keys]
-    new, old = [mean[k]["value"] for k in keys], [start[k]["value"] for k in keys]
+    new = [mean[k]["value"] if k in mean else None for k in keys]  # missing is counted, and is not zero
+    old = [start[k]["value"] for k in keys]
     found = {f"{name}_truth": clustered_mean(new, videos), f"{name}_gain": paired_difference(new, old, videos)}
     for kind in sorted({start[k]["kind"] for k in keys}):
         at = [i for i, k in enumerate(keys) if start[k]["kind"] == kind]
@@ -152,8 +154,7 @@ def first_seed(warehouse: Warehouse, recipe: Recipe, engines: Engines, policy: s
     new, old = (answer_stage(recipe, m).spec.spec_id for m in (policy, None))
     judge = win_stage(recipe, new, old)
     run_stage(warehouse, judge, engines.of(judge.spec.model))
-    rows = warehouse.rows("SELECT question_id, text, uri FROM questions JOIN videos USING (video_id)")
-    questions = {row["question_id"]: row for row in rows}
+    questions = figures.questions_with_context(warehouse, recipe)
     sampled = [answer_stage(recipe, m, samples=n).spec.spec_id for m in (None, policy)]
     return {
         **figures.sampled_truth(warehouse, sampled[0], "start"),

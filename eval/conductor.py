@@ -29,6 +29,7 @@ from vlm_rlaif.eval.figures import (
     best_of_n,
     label_figures,
     policy_figures,
+    questions_with_context,
     reward_figures,
     sampled_truth,
     win_figures,
@@ -168,12 +169,10 @@ def _sampled_figures(warehouse: Warehouse, recipe: Recipe, policy: str, reward: 
     n = part(recipe, "evaluate").best_of
     start = answer_stage(recipe, samples=n).spec.spec_id
     trained = answer_stage(recipe, policy, samples=n).spec.spec_id
-    rows = warehouse.rows("SELECT q.question_id, q.text, v.uri FROM questions q JOIN videos v USING (video_id)")
-    questions = {row["question_id"]: row for row in rows}
     return {
         **sampled_truth(warehouse, start, "start"),
         **sampled_truth(warehouse, trained, "policy"),
-        **best_of_n(warehouse, start, reward, questions),
+        **best_of_n(warehouse, start, reward, questions_with_context(warehouse, recipe)),
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlm_rlaif.datagen.plan import context_spec
 from vlm_rlaif.eval.metrics import Estimate, clustered_mean, paired_difference
 from vlm_rlaif.eval.truth import agreements, differing_facts, pair_truths
 from vlm_rlaif.feedback.label import label_stage
@@ -127,25 +128,39 @@ def policy_figures(warehouse: Warehouse, start: str, trained: str, name: str = "
         before, after = (
             {r["question_id"]: r for r in answer_rows(warehouse, spec, metric)} for spec in (start, trained)
         )
-        if before.keys() != after.keys():
-            raise ValueError(f"{len(before.keys() ^ after.keys())} questions have only one of the two answers")
-        questions = sorted(before)
-        videos = [before[q]["video_id"] for q in questions]
-        old, new = ([rows[q]["value"] for q in questions] for rows in (before, after))
+        either = {**before, **after}
+        questions = sorted(either)
+        videos = [either[q]["video_id"] for q in questions]
+        old, new = ([_value(rows, q) for q in questions] for rows in (before, after))
         suffix = "" if metric == "truth" else f"_{metric}"
         found[f"start_truth{suffix}"] = clustered_mean(old, videos)
         found[f"{name}_truth{suffix}"] = clustered_mean(new, videos)
         found[f"{name}_gain{suffix}"] = paired_difference(new, old, videos)
         if metric == "truth":
-            for kind in sorted({before[q]["kind"] for q in questions}):
-                at = [i for i, q in enumerate(questions) if before[q]["kind"] == kind]
+            for kind in sorted({row["kind"] for row in either.values()}):
+                at = [i for i, q in enumerate(questions) if either[q]["kind"] == kind]
                 found[f"{name}_gain_{kind}"] = paired_difference(
                     [new[i] for i in at], [old[i] for i in at], [videos[i] for i in at]
                 )
-            lengths = ([rows[q]["tokens"] for q in questions] for rows in (before, after))
+            lengths = ([_value(rows, q, "tokens") for q in questions] for rows in (before, after))
             for who, tokens in zip(("start", name), lengths, strict=True):
                 found[f"{who}_tokens"] = clustered_mean(tokens, videos, unit="tokens")
     return found
+
+
+def _value(rows: dict[str, dict[str, Any]], question: str, name: str = "value") -> float | None:
+    """None where a model gave no answer (its failure is a row): missing is counted, and is not zero."""
+    return rows[question][name] if question in rows else None
+
+
+def questions_with_context(warehouse: Warehouse, recipe: Recipe) -> dict[str, dict[str, Any]]:
+    """Question id -> text, video and the narrative that this recipe's judge reads."""
+    rows = warehouse.rows(
+        "SELECT q.question_id, q.text, v.uri, c.text AS context FROM questions q JOIN videos v USING (video_id)"
+        " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = ?",
+        [context_spec(recipe).spec_id if recipe.context else None],
+    )
+    return {row["question_id"]: row for row in rows}
 
 
 def sampled_truth(warehouse: Warehouse, spec_id: str, name: str) -> Figures:
@@ -160,7 +175,7 @@ def best_of_n(
 ) -> Figures:
     """Truth of the sampled answer that the reward model likes best: what picking alone can do.
 
-    `questions`: question id -> its row with `text` and `uri`.
+    `questions`: as `questions_with_context` gives them.
     """
     from vlm_rlaif.train.reward import RewardModel, Scored
 
@@ -170,7 +185,7 @@ def best_of_n(
         [
             Scored(
                 warehouse.video_path(questions[r["question_id"]]["uri"]),
-                questions[r["question_id"]]["text"], r["text"],
+                questions[r["question_id"]]["text"], r["text"], questions[r["question_id"]]["context"],
             )
             for r in rows
         ]

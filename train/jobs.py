@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_rlaif.datagen import models
+from vlm_rlaif.datagen import models, prompt
 from vlm_rlaif.datagen.job import record_run
 from vlm_rlaif.warehouse.journal import only_one, replay
 from vlm_rlaif.warehouse.records import Checkpoint, Step, row_id
@@ -56,7 +56,9 @@ class Job:
     @property
     def checkpoint_id(self) -> str:
         settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "model"}
-        return row_id(self.kind, settings, self.parent, self.data_hash, self.inputs)
+        names = (settings["prompt"], settings.get("context_prompt"))
+        wording = [prompt.load(name).text_hash for name in names if name]
+        return row_id(self.kind, settings, wording, self.parent, self.data_hash, self.inputs)
 
 
 Train = Callable[[Path, Callable[[int, dict[str, float]], None]], int]

@@ -101,7 +101,12 @@ class RewardModel:
         """The prompt of a row, with the narrative when this model reads one."""
         if self.settings.context_prompt is None:
             return prompt.load(self.settings.prompt).render(question=row.question)
-        return prompt.load(self.settings.context_prompt).render(question=row.question, context=row.context or "")
+        if row.context is None:
+            raise UserError(
+                f"This reward model reads the narrative of a video, and {row.path} has none here.",
+                "Learn from labels made with context, and run: vlm-rlaif datagen context W --recipe R",
+            )
+        return prompt.load(self.settings.context_prompt).render(question=row.question, context=row.context)
 
     def batch(self, rows: Sequence[Scored], tokens: Sequence[list[int]] | None = None) -> Batch:
         """Sequences that end in the end-of-sequence token, with given response tokens or the text's own."""

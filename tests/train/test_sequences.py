@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vlm_rlaif.train.embedded import collate, make_sample
 from vlm_rlaif.train.reward import ADAPTER_NAME, RewardModel, Scored
 from vlm_rlaif.train.vlm import Backbone, scalar_head
 from vlm_rlaif.warehouse.config import Rewarding
+from vlm_rlaif.warehouse.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -73,3 +75,12 @@ def test_the_fast_path_of_the_embedded_model_equals_its_own_processor(tiny: Path
         assert fast.vision["mm_token_type_ids"][0, :length].tolist() == slow.types
         pixels = slow.vision["pixel_values_videos"].numpy()
         np.testing.assert_allclose(fast.vision["pixel_values_videos"].numpy(), pixels, atol=1e-6)
+
+
+def test_a_context_aware_reward_model_refuses_a_row_without_narrative(model: RewardModel, clips: list[Path]) -> None:
+    settings = dataclasses.replace(model.settings, context_prompt="reward_context_compact_v1")
+    aware = RewardModel(model.backbone, model.head, settings)
+    told = Scored(clips[0], "describe the video .", "a red circle grows .", context="0 s a red circle grows .")
+    assert aware.rendered(told).user.startswith("context 0 s")
+    with pytest.raises(UserError, match="has none"):
+        aware.rendered(dataclasses.replace(told, context=None))
