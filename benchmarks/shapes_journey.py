@@ -3,7 +3,8 @@
     python benchmarks/shapes_journey.py --into runs/shapes-full [--recipe shapes-full] [--seeds 3]
 
 Runs the recipe once up to the labels, then per seed: the reward model, its text-only control, PPO, and the same loop
-on random labels. Everything is resumable: run it again and it goes on. Writes
+on random labels. Everything is resumable: run it again and it goes on. `--only-seed K` trains what belongs to one
+seed and stops, so that a process per core can share the work once the labels stand. Writes
 `benchmarks/results/shapes_journey.json` (each figure with value, low, high, n, unit; 95 % intervals clustered by
 video) and the table between the marks of README.md. Figures of several seeds are computed on the mean over seeds of
 every item, so an interval speaks of videos, and the spread of the seeds stands beside it.
@@ -33,6 +34,7 @@ from vlm_rlaif.eval.figures import Figures
 from vlm_rlaif.eval.metrics import clustered_mean, paired_difference
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
+from vlm_rlaif.train.jobs import Trained
 from vlm_rlaif.train.run import MERGED, text_only, train_ppo, train_reward, with_labels
 from vlm_rlaif.warehouse.config import Recipe, load
 from vlm_rlaif.warehouse.store import Warehouse
@@ -64,6 +66,18 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
         reward=dataclasses.replace(recipe.reward, seed=seed),
         ppo=dataclasses.replace(recipe.ppo, seed=seed),
     )
+
+
+def train(warehouse: Warehouse, recipe: Recipe) -> dict[str, Trained]:
+    """Everything that one seed trains, by role; what stands is left alone."""
+    chance = with_labels(recipe, "random")
+    reward, chance_reward = train_reward(warehouse, recipe), train_reward(warehouse, chance)
+    return {
+        "rm": reward,
+        "rm_text_only": train_reward(warehouse, text_only(recipe)),
+        "policy": train_ppo(warehouse, recipe, reward),
+        "random_label": train_ppo(warehouse, chance, chance_reward),
+    }
 
 
 def mean_over_seeds(per_seed: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
@@ -116,14 +130,14 @@ def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> dict[str, Any]:
     spread: dict[str, list[float]] = {}
     for seed in range(seeds):
         seeded = with_seed(recipe, seed)
-        reward = train_reward(warehouse, seeded)
-        blind = train_reward(warehouse, text_only(seeded))
-        rewards.append(figures.reward_figures(warehouse, seeded, {"rm": reward.path, "rm_text_only": blind.path}))
-        chance = with_labels(seeded, "random")
-        policies = {
-            "policy": train_ppo(warehouse, seeded, reward),
-            "random_label": train_ppo(warehouse, chance, train_reward(warehouse, chance)),
-        }
+        trained = train(warehouse, seeded)
+        reward = trained["rm"]
+        rewards.append(
+            figures.reward_figures(
+                warehouse, seeded, {"rm": reward.path, "rm_text_only": trained["rm_text_only"].path}
+            )
+        )
+        policies = {arm: trained[arm] for arm in arms}
         for arm, policy in policies.items():
             arms[arm].append(answered(str(policy.path / MERGED)))
             values = [row["value"] for row in arms[arm][-1].values()]
@@ -182,12 +196,17 @@ def main() -> None:
     parser.add_argument("--into", type=Path, default=ROOT / "runs" / "shapes-full")
     parser.add_argument("--recipe", default="shapes-full")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only-seed", type=int, metavar="K")
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.into.mkdir(parents=True, exist_ok=True)
-    warehouse = Warehouse.create(options.into / "warehouse.duckdb")
-    results = run(load(options.recipe), warehouse, options.seeds)
+    warehouse, recipe = Warehouse.create(options.into / "warehouse.duckdb"), load(options.recipe)
+    if options.only_seed is not None:
+        for role, trained in train(warehouse, with_seed(recipe, options.only_seed)).items():
+            print(f"{role}: {trained}")
+        return
+    results = run(recipe, warehouse, options.seeds)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     table = readme_table(results)

@@ -55,21 +55,20 @@ def run(arguments: tuple[str, ...], into: Path | None, model: str | None, engine
 def report(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     """Print the table and write `report.html` and `figures.json` beside the warehouse."""
     from vlm_rlaif.eval.conductor import measure
+    from vlm_rlaif.eval.curves import learning_curves, remark
     from vlm_rlaif.eval.figures import as_table, select
     from vlm_rlaif.eval.report import HEADLINES, write_html
 
     figures = measure(warehouse, recipe, journey)
     roles = {trained.checkpoint_id: role for role, trained in journey.trained.items()}
-    runs = {
-        row["run_id"]: roles[row["checkpoint_id"]]
-        for row in warehouse.rows("SELECT run_id, checkpoint_id FROM checkpoints")
-        if row["checkpoint_id"] in roles
-    }
-    write_html(warehouse, figures, runs, warehouse.folder / "report.html")
+    curves = learning_curves(warehouse, roles)
+    write_html(warehouse, figures, curves, warehouse.folder / "report.html")
     as_json = {name: estimate.as_json() for name, estimate in figures.items()}
     (warehouse.folder / "figures.json").write_text(json.dumps(as_json, indent=1), encoding="utf-8")
     if figures:
         show(as_table(select(figures, HEADLINES)))
+    for said in filter(None, map(remark, curves)):
+        click.echo(said)
     click.echo(f"Report: {warehouse.folder / 'report.html'}")
 
 

@@ -6,12 +6,13 @@ No script, no network, nothing that executes: text from models is escaped, plots
 from __future__ import annotations
 
 import html
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_rlaif.eval.curves import Curve, draw, remark
 from vlm_rlaif.eval.figures import Figures
-from vlm_rlaif.eval.plots import bar_plot, line_plot, png_data_uri
+from vlm_rlaif.eval.plots import bar_plot, png_data_uri
 from vlm_rlaif.warehouse.store import Warehouse
 from vlm_rlaif.warehouse.video import sample
 
@@ -31,14 +32,6 @@ HEADLINES = {
     "random_label_gain": "the same loop on random labels",
 }
 """Figure -> what it says, in the order of the table."""
-CURVES = {
-    "Reward models: accuracy on their labels": ("reward", "reward/accuracy", "fraction"),
-    "PPO: score of the reward model": ("ppo", "objective/scores", "normalised score"),
-    "PPO: truth of the sampled answers": ("ppo", "objective/truth", "fraction of facts"),
-    "PPO: KL to the start": ("ppo", "objective/kl", "nats per response"),
-    "PPO: length of the responses": ("ppo", "val/length_mean", "tokens"),
-}
-"""Title -> (stage of the run, metric, axis)."""
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left;"
@@ -48,13 +41,14 @@ STYLE = (
 )
 
 
-def write_html(warehouse: Warehouse, figures: Figures, runs: dict[str, str], path: Path) -> None:
-    """Write the page. `runs`: run id -> role of the trained models whose curves are drawn."""
+def write_html(warehouse: Warehouse, figures: Figures, curves: Sequence[Curve], path: Path) -> None:
+    """Write the page."""
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>vlm-rlaif report</title>",
         f"<style>{STYLE}</style><h1>vlm-rlaif: report of {_text(warehouse.path)}</h1>",
         "<h2>Figures</h2>", _table(figures), "<h2>Plots</h2><div class='plots'>",
-        _label_bars(figures), *_curves(warehouse, runs), "</div>",
+        _label_bars(figures), *draw(curves), "</div>",
+        *(f"<p>{_text(said)}</p>" for curve in curves if (said := remark(curve))),
         "<h2>A few pairs</h2>", *(_pair(warehouse, row) for row in some_pairs(warehouse)),
         "<h2>Rows</h2>", _counts(warehouse),
     ]  # fmt: skip
@@ -84,24 +78,6 @@ def _label_bars(figures: Figures) -> str:
         return ""
     bars = [(n.replace("_accuracy", "").replace("_", " "), figures[n]) for n in names]
     return bar_plot("Accuracy against the truth", bars, y_label="agreement with the truth")
-
-
-def _curves(warehouse: Warehouse, runs: dict[str, str]) -> list[str]:
-    steps = warehouse.rows(
-        "SELECT r.stage, s.run_id, s.step, s.metrics FROM steps s JOIN runs r USING (run_id)"
-        " WHERE list_contains(?, s.run_id) ORDER BY s.run_id, s.step",
-        [list(runs)],
-    )
-    plots = []
-    for title, (stage, metric, axis) in CURVES.items():
-        series: dict[str, list[tuple[float, float]]] = {}
-        for row in steps:
-            values = json.loads(row["metrics"])
-            if row["stage"] == stage and metric in values:
-                point = (float(row["step"]), float(values[metric]))
-                series.setdefault(runs[row["run_id"]].replace("_", " "), []).append(point)
-        plots.append(line_plot(title, series, x_label="step", y_label=axis))
-    return plots
 
 
 def some_pairs(warehouse: Warehouse, most: int = 4) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ FROM open_failures GROUP BY stage, kind ORDER BY rows DESC;
 -- Which prompts and models are behind the rows that stand.
 SELECT stage, model, revision, prompt, prompt_hash, spec_id FROM specs ORDER BY stage, model;
 
--- Learning curves: the metrics of the newest training run.
-SELECT r.stage, s.step, s.metrics FROM steps s JOIN runs r USING (run_id)
-WHERE r.run_id = (SELECT max(run_id) FROM steps) ORDER BY s.step LIMIT 20;
+-- Learning curves: what every PPO run said about itself, each step once, however often it was interrupted.
+SELECT checkpoint_id, step, metrics->>'$."objective/scores"' AS score, metrics->>'$."objective/truth"' AS truth,
+       metrics->>'$."objective/kl"' AS kl, metrics->>'$."val/length_mean"' AS tokens
+FROM learning_curves WHERE stage = 'ppo' ORDER BY checkpoint_id, step LIMIT 100;

@@ -86,13 +86,16 @@ def test_batch_preferences_again_has_nothing_to_do(labeled: Warehouse, recipe: R
 
 
 def test_every_query_of_inspect_runs(labeled: Warehouse) -> None:
-    may_be_empty = ("open_failures", "steps", "chosen = b.rejected")
+    may_be_empty = ("open_failures", "learning_curves", "chosen = b.rejected")
     for query in QUERIES:
         assert labeled.rows(query) or any(words in query for words in may_be_empty), query
 
 
 def test_the_queries_cover_the_views_that_people_need() -> None:
-    views = ("preferences", "judge_bias", "label_agreement", "length_gap", "cost", "lineage", "open_failures")
+    views = (
+        "preferences", "judge_bias", "label_agreement", "length_gap", "cost", "lineage", "open_failures",
+        "learning_curves",
+    )  # fmt: skip
     assert [view for view in views if not any(f" {view}" in query for query in QUERIES)] == []
 
 

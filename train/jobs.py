@@ -72,7 +72,10 @@ def run_training(warehouse: Warehouse, job: Job, train: Train) -> Trained:
         replay(warehouse)
         if stands := find(warehouse, job):
             return stands
-        config = {"settings": dataclasses.asdict(job.settings), "inputs": job.inputs}
+        config = {
+            "checkpoint_id": job.checkpoint_id, "settings": dataclasses.asdict(job.settings),
+            "inputs": job.inputs,
+        }  # fmt: skip
         with record_run(warehouse, job.kind, config, "torch") as run:
 
             def log(step: int, metrics: dict[str, float]) -> None:

@@ -92,3 +92,10 @@ FROM preferences p
 JOIN responses c ON c.response_id = p.chosen
 JOIN responses r ON r.response_id = p.rejected
 GROUP BY p.judge, p.judge_prompt;
+
+-- The training curve of every checkpoint, through all the runs that it took: a killed run goes on from its last saved
+-- step, and what it trains a second time counts once.
+CREATE OR REPLACE VIEW learning_curves AS
+SELECT r.config->>'$.checkpoint_id' AS checkpoint_id, r.stage, s.step, s.metrics, s.run_id
+FROM steps s JOIN runs r USING (run_id)
+QUALIFY row_number() OVER (PARTITION BY checkpoint_id, s.step ORDER BY r.started_at DESC, s.run_id DESC) = 1;

@@ -49,7 +49,7 @@ def filled(folder: Path) -> Warehouse:
 def test_words_of_models_are_shown_as_text(tmp_path: Path) -> None:
     warehouse = filled(tmp_path)
     figures = {EVIL: clustered_mean([1.0, 0.0], ["u", "v"])}
-    write_html(warehouse, figures, {}, tmp_path / "report.html")
+    write_html(warehouse, figures, [], tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     assert "<script" not in page and "&lt;script&gt;" in page
     assert "http://" not in page.replace("http://www.w3.org", "") and "https://" not in page

@@ -12,7 +12,10 @@ from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import RECORDS, Clip, Record
 from vlm_rlaif.warehouse.store import Warehouse
 
-VIEWS = ("cost", "judge_bias", "label_agreement", "length_gap", "lineage", "open_failures", "preferences")
+VIEWS = (
+    "cost", "judge_bias", "label_agreement", "learning_curves", "length_gap", "lineage", "open_failures",
+    "preferences",
+)  # fmt: skip
 
 
 def half_a_step(connection: duckdb.DuckDBPyConnection) -> None:
