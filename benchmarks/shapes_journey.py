@@ -17,7 +17,9 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,10 +28,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from vlm_rlaif.datagen.engines import Engines
-from vlm_rlaif.datagen.job import run_stage
+from vlm_rlaif.datagen.job import Stage, run_stage
 from vlm_rlaif.eval import figures
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.conductor import Journey, generate
+from vlm_rlaif.eval.curves import draw, learning_curves, remark
 from vlm_rlaif.eval.figures import Figures
 from vlm_rlaif.eval.metrics import clustered_mean, paired_difference
 from vlm_rlaif.eval.truth import score_answers
@@ -41,6 +44,9 @@ from vlm_rlaif.warehouse.store import Warehouse
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "shapes_journey.json"
+PLOTS = ROOT / "docs" / "shapes_journey"
+ARMS = ("policy", "random_label")
+REWARDS = ("rm", "rm_text_only")
 HEADLINES = {
     "label_accuracy_context": "labels made with context agree with the truth",
     "label_accuracy_none": "labels made without context agree with the truth",
@@ -48,11 +54,14 @@ HEADLINES = {
     "rm_accuracy": "reward model on held-out videos, against the truth",
     "rm_text_only_accuracy": "reward model that cannot see the video",
     "rm_video_gain": "gain of the reward model by the video",
+    "rm_accuracy_time_reversed": "the same reward model, videos shown backwards",
+    "label_accuracy_held_out": "the judge's labels on the same held-out videos",
     "start_truth": "right facts in the start's greedy answers",
     "policy_truth": "right facts in the RLAIF policy's greedy answers",
     "policy_gain": "gain of the policy",
     "random_label_gain": "the same loop on random labels",
     "start_truth_sampled": "right facts in the start's sampled answers",
+    "policy_truth_sampled": "right facts in the RLAIF policy's sampled answers",
     "best_of_16_truth": "best of 16 samples of the start by the reward model",
     "win_rate": "the judge prefers the RLAIF policy's answer",
 }
@@ -105,11 +114,11 @@ def gain(start: dict[str, dict[str, Any]], trained: list[dict[str, dict[str, Any
     return found
 
 
-def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> dict[str, Any]:
-    """All arms and seeds; returns what is written to the results file."""
+def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> tuple[dict[str, Any], dict[str, str]]:
+    """All arms and seeds; returns what is written to the results file, and the learning curves as SVG."""
     journey, engines = Journey(), Engines("transformers")
 
-    def ask(stage: Any) -> None:
+    def ask(stage: Stage) -> None:
         journey.add(run_stage(warehouse, stage, engines.of(stage.spec.model)))
 
     def answered(model: str | None) -> dict[str, dict[str, Any]]:
@@ -119,42 +128,39 @@ def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> dict[str, Any]:
         return {r["question_id"]: r for r in figures.answer_rows(warehouse, stage.spec.spec_id)}
 
     generate(warehouse, recipe, journey, ask)
+    trained = [train(warehouse, with_seed(recipe, seed)) for seed in range(seeds)]
     start = answered(None)
-    videos = [row["video_id"] for row in start.values()]
     found: Figures = {
         **figures.label_figures(warehouse, recipe),
-        "start_truth": clustered_mean([row["value"] for row in start.values()], videos),
+        "start_truth": clustered_mean([r["value"] for r in start.values()], [r["video_id"] for r in start.values()]),
+        **figures.reward_figures(warehouse, recipe, paths(trained, REWARDS)),
     }
-    arms: dict[str, list[dict[str, dict[str, Any]]]] = {"policy": [], "random_label": []}
-    rewards: list[Figures] = []
-    spread: dict[str, list[float]] = {}
-    for seed in range(seeds):
-        seeded = with_seed(recipe, seed)
-        trained = train(warehouse, seeded)
-        reward = trained["rm"]
-        rewards.append(
-            figures.reward_figures(
-                warehouse, seeded, {"rm": reward.path, "rm_text_only": trained["rm_text_only"].path}
-            )
-        )
-        policies = {arm: trained[arm] for arm in arms}
-        for arm, policy in policies.items():
-            arms[arm].append(answered(str(policy.path / MERGED)))
-            values = [row["value"] for row in arms[arm][-1].values()]
-            spread.setdefault(f"{arm}_truth", []).append(sum(values) / len(values))
-        for name in ("rm_accuracy", "rm_text_only_accuracy"):
-            spread.setdefault(name, []).append(rewards[-1][name].value or 0.0)
-        if seed == 0:
-            found |= first_seed(warehouse, recipe, engines, str(policies["policy"].path / MERGED), reward.path)
-    found |= rewards[0]
-    for arm, per_seed in arms.items():
+    spread: dict[str, list[float | None]] = {}
+    for arm in ARMS:
+        per_seed = [answered(str(roles[arm].path / MERGED)) for roles in trained]
         found |= gain(start, per_seed, arm)
+        spread[f"{arm}_truth"] = [fmean(row["value"] for row in rows.values()) for rows in per_seed]
+    for roles in trained:
+        for name, estimate in figures.reward_figures(warehouse, recipe, paths([roles], REWARDS)).items():
+            if name in ("rm_accuracy", "rm_text_only_accuracy"):
+                spread.setdefault(name, []).append(estimate.value)
+    found |= first_seed(warehouse, recipe, engines, str(trained[0]["policy"].path / MERGED), trained[0]["rm"].path)
     engines.close()
+    curves = learning_curves(
+        warehouse,
+        {roles[arm].checkpoint_id: f"{arm}, seed {seed}" for seed, roles in enumerate(trained) for arm in ARMS},
+    )
     return {
         "recipe": recipe.name, "seeds": seeds,
         "figures": {name: estimate.as_json() for name, estimate in found.items()},
         "per_seed": spread,
-    }  # fmt: skip
+        "remarks": [said for curve in curves if (said := remark(curve))],
+    }, draw(curves)  # fmt: skip
+
+
+def paths(trained: Sequence[dict[str, Trained]], names: Sequence[str]) -> dict[str, list[Path]]:
+    """Role -> the folders of its checkpoints, seed by seed."""
+    return {name: [roles[name].path for roles in trained] for name in names}
 
 
 def first_seed(warehouse: Warehouse, recipe: Recipe, engines: Engines, policy: str, reward: Path) -> Figures:
@@ -206,16 +212,26 @@ def main() -> None:
         for role, trained in train(warehouse, with_seed(recipe, options.only_seed)).items():
             print(f"{role}: {trained}")
         return
-    results = run(recipe, warehouse, options.seeds)
+    results, plots = run(recipe, warehouse, options.seeds)
     options.results.parent.mkdir(parents=True, exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    table = readme_table(results)
-    print(table)
+    print(readme_table(results))
     if options.results == RESULTS:
-        readme = ROOT / "README.md"
-        marks = r"(<!-- results:begin -->\n).*(\n<!-- results:end -->)"
-        text = re.sub(marks, lambda m: m[1] + table + m[2], readme.read_text("utf-8"), flags=re.S)
-        readme.write_text(text, encoding="utf-8")
+        publish(results, plots)
+
+
+def publish(results: dict[str, Any], plots: dict[str, str]) -> None:
+    """Into the README between its marks, with the plots beside it in `docs/shapes_journey/`."""
+    PLOTS.mkdir(parents=True, exist_ok=True)
+    for name, svg in plots.items():
+        (PLOTS / f"{name}.svg").write_text(svg, encoding="utf-8")
+    images = [f"![{name} over the steps of PPO](docs/shapes_journey/{name}.svg)" for name in plots]
+    remarks = [f"* {said}" for said in results["remarks"]]
+    section = "\n".join([readme_table(results), "", *remarks, "", *images])
+    readme = ROOT / "README.md"
+    marks = r"(<!-- results:begin -->\n).*(\n<!-- results:end -->)"
+    text = re.sub(marks, lambda m: m[1] + section + m[2], readme.read_text("utf-8"), flags=re.S)
+    readme.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

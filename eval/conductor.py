@@ -149,7 +149,7 @@ def measure(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> Figures:
         return found
     if recipe.label is not None:
         found |= label_figures(warehouse, recipe)
-    folders = {role: t.path for role, t in journey.trained.items() if t.kind == "reward"}
+    folders = {role: [t.path] for role, t in journey.trained.items() if t.kind == "reward"}
     if recipe.evaluate is None:
         return found
     settings, policy = recipe.evaluate, merged(journey)
@@ -159,7 +159,7 @@ def measure(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> Figures:
         new, old = answer_stage(recipe, policy).spec.spec_id, answer_stage(recipe).spec.spec_id
         found |= policy_figures(warehouse, old, new)
         if settings.best_of:
-            found |= _sampled_figures(warehouse, recipe, policy, folders["rm"])
+            found |= _sampled_figures(warehouse, recipe, policy, journey.trained["rm"].path)
         if settings.win_rate:
             found |= win_figures(warehouse, win_stage(recipe, new, old).spec.spec_id)
     return found

@@ -20,13 +20,13 @@ from vlm_rlaif.eval.plots import line_plot
 from vlm_rlaif.warehouse.store import Warehouse
 
 PLOTS = {
-    "Reward models: accuracy on their labels": ("reward", "reward/accuracy", "fraction"),
-    "PPO: score of the reward model": ("ppo", "objective/scores", "normalised score"),
-    "PPO: truth of the sampled answers": ("ppo", "objective/truth", "fraction of facts"),
-    "PPO: KL to the start": ("ppo", "objective/kl", "nats per response"),
-    "PPO: length of the responses": ("ppo", "val/length_mean", "tokens"),
+    "reward_accuracy": ("Reward models: accuracy on their labels", "reward", "reward/accuracy", "fraction"),
+    "score": ("PPO: score of the reward model", "ppo", "objective/scores", "normalised score"),
+    "truth": ("PPO: truth of the sampled answers", "ppo", "objective/truth", "fraction of facts"),
+    "kl": ("PPO: KL to the start", "ppo", "objective/kl", "nats per response"),
+    "length": ("PPO: length of the responses", "ppo", "val/length_mean", "tokens"),
 }
-"""Title -> (stage of the run, metric, axis)."""
+"""Name -> (title, stage of the run, metric, axis)."""
 SURE = 2.0
 """A change of this many standard errors is one."""
 
@@ -60,21 +60,16 @@ def learning_curves(warehouse: Warehouse, roles: dict[str, str]) -> list[Curve]:
     return sorted(found.values(), key=lambda curve: curve.role)
 
 
-def draw(curves: Sequence[Curve]) -> list[str]:
-    """One SVG per plot of `PLOTS`, one line per role."""
-    return [
-        line_plot(
-            title,
-            {
-                curve.role.replace("_", " "): curve.metrics[metric]
-                for curve in curves
-                if curve.stage == stage and metric in curve.metrics
-            },
-            x_label="step",
-            y_label=axis,
-        )
-        for title, (stage, metric, axis) in PLOTS.items()
-    ]
+def draw(curves: Sequence[Curve]) -> dict[str, str]:
+    """Name -> SVG of every plot of `PLOTS` that has data, one line per role."""
+    plots = {}
+    for name, (title, stage, metric, axis) in PLOTS.items():
+        lines = {
+            c.role.replace("_", " "): c.metrics[metric] for c in curves if c.stage == stage and metric in c.metrics
+        }
+        if lines:
+            plots[name] = line_plot(title, lines, x_label="step", y_label=axis)
+    return plots
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ answers differ in truth: 1 when the label names the truer one, 1/2 for a tie, 0 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from vlm_rlaif.datagen.plan import context_spec
@@ -63,12 +64,15 @@ def _gain(by_arm: dict[str, dict[str, float]], pairs: Sequence[str], videos: dic
     return paired_difference(first, second, [videos[pair] for pair in pairs])
 
 
-def reward_figures(warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path], split: str = "test") -> Figures:
+def reward_figures(
+    warehouse: Warehouse, recipe: Recipe, folders: Mapping[str, Sequence[Path]], split: str = "test"
+) -> Figures:
     """Accuracy of reward models against the truth on held-out videos, and of the judge beside them.
 
-    `folders`: a name (`rm`, `rm_text_only`) -> the checkpoint's folder.
+    `folders`: a name (`rm`, `rm_text_only`) -> its checkpoints, one per seed. Seeds are averaged pair by pair, so
+    that an interval speaks of videos.
     """
-    from vlm_rlaif.train.reward import RewardModel, pairs_from_rows
+    from vlm_rlaif.train.reward import pairs_from_rows
 
     arm = recipe.reward.labels if recipe.reward else "context"
     judge = label_stage(recipe, "context" if arm == "random" else arm).spec.spec_id
@@ -81,12 +85,9 @@ def reward_figures(warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path
     found = {"label_accuracy_held_out": clustered_mean(labels, videos)}
     accuracies: dict[str, list[float]] = {}
     pairs = pairs_from_rows(rows, warehouse.video_path)
-    for name, folder in folders.items():
-        model = RewardModel.load(folder)
-        accuracies[name] = _accuracies(model, pairs, truths)
-        if model.prompts.frames is not None:
-            model.look(backwards=True)
-            reversed_time = _accuracies(model, pairs, truths)
+    for name, seeds in folders.items():
+        accuracies[name], reversed_time = _accuracies(seeds, pairs, truths)
+        if reversed_time:
             found[f"{name}_accuracy_time_reversed"] = clustered_mean(reversed_time, videos)
         found[f"{name}_accuracy"] = clustered_mean(accuracies[name], videos)
         for kind in sorted({kind for t, u in truths for kind in differing_facts(t, u)}):
@@ -100,8 +101,27 @@ def reward_figures(warehouse: Warehouse, recipe: Recipe, folders: dict[str, Path
 
 
 def _accuracies(
-    model: RewardModel, pairs: Sequence[LabeledPair], truths: Sequence[tuple[Truth, Truth]]
-) -> list[float]:
+    folders: Sequence[Path], pairs: Sequence[LabeledPair], truths: Sequence[tuple[Truth, Truth]]
+) -> tuple[list[float], list[float]]:
+    """How often each pair is put in the right order, averaged over checkpoints; then with videos run backwards.
+
+    The second list is empty for a model that sees no video.
+    """
+    from vlm_rlaif.train.reward import RewardModel
+
+    forwards, backwards = [], []
+    for folder in folders:
+        model = RewardModel.load(folder)
+        forwards.append(_right(model, pairs, truths))
+        if model.prompts.frames is not None:
+            model.look(backwards=True)
+            backwards.append(_right(model, pairs, truths))
+    return [fmean(item) for item in zip(*forwards, strict=True)], [
+        fmean(item) for item in zip(*backwards, strict=True)
+    ]
+
+
+def _right(model: RewardModel, pairs: Sequence[LabeledPair], truths: Sequence[tuple[Truth, Truth]]) -> list[float]:
     """Per pair: 1 when the truer response scores higher, 1/2 for equal scores, 0 otherwise."""
     a, b = model.score([pair.a for pair in pairs]), model.score([pair.b for pair in pairs])
     return [

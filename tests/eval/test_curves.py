@@ -72,5 +72,10 @@ def test_a_single_step_has_no_trend() -> None:
     assert not change([1.0]).rose and not change([1.0]).fell
 
 
-def test_every_plot_is_drawn_even_without_data() -> None:
-    assert all(plot.startswith("<svg") for plot in draw([]))
+def test_what_has_data_is_drawn_with_a_line_per_role() -> None:
+    one = ppo(noisy(0, 1, 0.05), noisy(0.5, 0.7, 0.01))
+    other = Curve("random_label", "ppo", one.metrics)
+    plots = draw([one, other])
+    assert set(plots) == {"score", "truth"}
+    assert all(plot.startswith("<svg") and "random label" in plot for plot in plots.values())
+    assert draw([]) == {}

@@ -121,6 +121,18 @@ def test_choice_and_probability_always_speak_of_response_a(paired: Warehouse, re
     assert (bias["first_position_rate"], bias["conflict_rate"], bias["tie_rate"]) == (0.5, 0.0, 0.0)
 
 
+def test_preferences_are_a_frame_that_arrow_and_datasets_take_as_it_is(paired: Warehouse, recipe: Recipe) -> None:
+    judged(paired, recipe, smaller)
+    preferences = paired.preferences(judge="judge_compact_v1", min_strength=0.2)
+    assert len(preferences) == 6 and paired.preferences(min_strength=0.71).is_empty()
+    table = preferences.to_arrow()
+    assert table.column("p_a").to_pylist() == preferences["p_a"].to_list()
+    datasets = pytest.importorskip("datasets")
+    rows = datasets.Dataset.from_polars(preferences)
+    assert rows.column_names == preferences.columns
+    assert [row["text_a"] for row in rows] == preferences["text_a"].to_list()
+
+
 def test_one_arm_reads_the_narrative_and_the_other_does_not(paired: Warehouse, recipe: Recipe) -> None:
     with_context: list[Request] = []
     without: list[Request] = []
