@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import sys
 from collections.abc import Sequence
 from decimal import Decimal
@@ -82,18 +83,19 @@ def tables(warehouse: Path, as_json: bool) -> None:
         "SELECT table_name AS name, lower(table_type) AS kind FROM information_schema.tables"
         " WHERE table_name <> 'migrations' ORDER BY table_type, table_name"
     )
+    quoted = (t["name"].replace('"', '""') for t in found)
     counts = opened.rows(
-        " UNION ALL ".join(f"SELECT '{t['name']}' AS name, count(*) AS n FROM {t['name']}" for t in found)
+        " UNION ALL ".join(f'SELECT {i} AS i, count(*) AS n FROM "{t}"' for i, t in enumerate(quoted))
     )
-    by_name = {row["name"]: row["n"] for row in counts}
-    show([{**t, "kind": t["kind"].replace("base ", ""), "rows": by_name[t["name"]]} for t in found],
+    rows = {row["i"]: row["n"] for row in counts}
+    show([{**t, "kind": t["kind"].replace("base ", ""), "rows": rows[i]} for i, t in enumerate(found)],
          "json" if as_json else "table")  # fmt: skip
 
 
 @cli.command()
 @warehouse_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.option("--limit", default=30, show_default=True, help="Newest runs to show.")
+@click.option("--limit", type=click.IntRange(min=1), default=30, show_default=True, help="Newest runs to show.")
 def runs(warehouse: Path, as_json: bool, limit: int) -> None:
     """List the newest runs: what ran, when, on what, and what came of it."""
     from vlm_rlaif.warehouse.store import Warehouse
@@ -121,15 +123,16 @@ def sql(warehouse: Path, query: str, form: str) -> None:
 
     try:
         found = Warehouse.open(warehouse).arrow(query)
-    except duckdb.Error as error:
+        rows = found.to_pylist()
+    except (duckdb.Error, OverflowError) as error:
         raise UserError(str(error), f"vlm-rlaif tables {warehouse}") from None
-    show(found.to_pylist(), form, found.column_names)
+    show(rows, form, found.column_names)
 
 
 def show(rows: list[dict[str, Any]], form: str = "table", columns: Sequence[str] = ()) -> None:
     """Print rows as an aligned table, CSV, JSON or Markdown. `columns` names those of an empty result."""
     if form == "json":
-        click.echo(json.dumps(rows, default=_plain, indent=1))
+        click.echo(json.dumps([{k: _finite(v) for k, v in row.items()} for row in rows], default=_plain, indent=1))
         return
     names = list(rows[0]) if rows else columns
     if form == "csv":
@@ -156,7 +159,12 @@ def show(rows: list[dict[str, Any]], form: str = "table", columns: Sequence[str]
         table.add_column(name, overflow="fold")
     for line in cells:
         table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False).print(table)
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:
@@ -169,7 +177,9 @@ def _plain(value: Any) -> Any:
 def _cell(value: Any) -> str:
     if value is None:
         return ""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
 
 
 def main() -> None:

@@ -92,12 +92,24 @@ def replay(warehouse: Warehouse) -> int:
     """Merge the journals of jobs that died, mark their runs interrupted; returns the rows that were new."""
     written = 0
     for path in sorted(warehouse.journal_folder.glob("*.jsonl")):
-        with path.open(encoding="utf-8") as file:
+        try:
+            opened = path.open(encoding="utf-8")
+        except FileNotFoundError:  # its job has just ended
+            continue
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:  # its job is alive
                 continue
-            rows = list(_read(file))
+            if not os.fstat(file.fileno()).st_nlink:  # another job was faster
+                continue
+            try:
+                rows = list(_read(file))
+            except (KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path} holds finished rows that this version cannot read: {error!r}.",
+                    "Run the version that wrote it once more, or move the file away to give its rows up.",
+                ) from None
             written += warehouse.append(rows)
             failed = sum(isinstance(row, Failure) for row in rows)
             last_word = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(tzinfo=None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 import duckdb
@@ -34,14 +35,27 @@ def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:
         except BaseException:
             connection.execute("ROLLBACK")
             raise
-    connection.execute(f"BEGIN; {schema.create_views()} COMMIT")
+    connection.execute(f"BEGIN; {schema.create_views()} DELETE FROM migrations WHERE name LIKE 'views %'")
+    connection.execute("INSERT INTO migrations VALUES (?, now()::TIMESTAMP)", [_views_version()])
+    connection.execute("COMMIT")
     return [step.__name__ for step in steps]
+
+
+def views_are_current(connection: duckdb.DuckDBPyConnection) -> bool:
+    """Whether the file's views are those of this code."""
+    name = "SELECT name FROM migrations WHERE name LIKE 'views %'"
+    return connection.execute(name).fetchall() == [(_views_version(),)]
+
+
+def _views_version() -> str:
+    return f"views {hashlib.sha256(schema.create_views().encode()).hexdigest()[:16]}"
 
 
 def missing(connection: duckdb.DuckDBPyConnection) -> list[Migration]:
     """The migrations that a file still needs: all of them for a file that is no warehouse yet."""
     there = connection.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'migrations'").fetchall()
-    done = {name for (name,) in connection.execute("SELECT name FROM migrations").fetchall()} if there else set()
+    names = "SELECT name FROM migrations WHERE name NOT LIKE 'views %'"
+    done = {name for (name,) in connection.execute(names).fetchall()} if there else set()
     if newer := sorted(done - {step.__name__ for step in MIGRATIONS}):
         raise UserError(
             f"This warehouse was written by a newer vlm-rlaif (it has {newer[0]}).",

@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from vlm_rlaif.warehouse import schema
 from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
-from vlm_rlaif.warehouse.migrations import migrate, missing
+from vlm_rlaif.warehouse.migrations import migrate, missing, views_are_current
 from vlm_rlaif.warehouse.records import Record
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
@@ -33,6 +33,8 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "autoload_known_extensions": False,
 }
 """Files that DuckDB 1.5 and 2 both open, and no attempt to reach the network."""
+READ_ONLY = {**CONFIG, "enable_external_access": False, "lock_configuration": True}
+"""A query sees this file and nothing else: no COPY TO, no ATTACH, no read_csv of other files."""
 PATIENCE_S = 30.0
 _one_visit_at_a_time = threading.RLock()
 
@@ -48,7 +50,10 @@ class Warehouse:
     def create(cls, path: str | Path) -> Warehouse:
         """Make a new warehouse, or bring an existing one up to date."""
         warehouse = cls(Path(path))
-        warehouse.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            warehouse.path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{warehouse.path.parent} cannot be a folder: {error.strerror}.") from None
         with warehouse.visit() as connection:
             migrate(connection)
         return warehouse
@@ -60,7 +65,7 @@ class Warehouse:
             raise UserError(f"There is no warehouse at {path}.", f"vlm-rlaif init {path}")
         warehouse = cls(Path(path))
         with warehouse.visit(read_only=True) as connection:
-            if missing(connection):
+            if missing(connection) or not views_are_current(connection):
                 raise UserError(
                     f"{path} is no warehouse, or one of an older version. This command adds what is missing:",
                     f"vlm-rlaif init {path}",
@@ -91,7 +96,7 @@ class Warehouse:
         deadline, pause_s = time.monotonic() + self.patience_s, 0.02
         while True:
             try:
-                return duckdb.connect(str(self.path), read_only=read_only, config=CONFIG)
+                return duckdb.connect(str(self.path), read_only=read_only, config=READ_ONLY if read_only else CONFIG)
             except duckdb.IOException as error:
                 message = str(error)
                 if "Could not set lock" not in message:
@@ -149,6 +154,7 @@ class Warehouse:
         """Both orders averaged, with the question, both answers and the video of every pair.
 
         `judge` is a spec id, or the name of the judge's prompt; `min_strength` in [0, 1] drops weak preferences.
+        Pairs that were judged in one order so far are left out: they may be position bias.
         """
         return self.query(
             """
@@ -160,7 +166,7 @@ class Warehouse:
             JOIN responses b ON b.response_id = p.response_b
             JOIN videos v ON v.video_id = p.video_id
             LEFT JOIN contexts c ON c.context_id = p.context_id
-            WHERE ($judge IS NULL OR p.judge = $judge OR p.judge_prompt = $judge)
+            WHERE p.orders = 2 AND ($judge IS NULL OR p.judge = $judge OR p.judge_prompt = $judge)
               AND p.strength >= $min_strength AND ($split IS NULL OR p.split = $split)
             ORDER BY p.pair_id, p.judge
             """,

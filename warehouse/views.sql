@@ -13,7 +13,7 @@ WITH by_order AS (
 ), judged AS (
     SELECT pair_id, spec_id AS judge, avg(p) AS p, count(*) AS orders,
            bool_or(choice = 'a') AS any_a, bool_or(choice = 'b') AS any_b,
-           count(DISTINCT choice) = 1 AS order_agreement, any_value(context_id) AS context_id
+           count(*) = 2 AND count(DISTINCT choice) = 1 AS order_agreement, any_value(context_id) AS context_id
     FROM by_order GROUP BY pair_id, spec_id
 ), decided AS (
     SELECT *, CASE WHEN any_a AND any_b THEN 'tie'

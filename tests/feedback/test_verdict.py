@@ -173,12 +173,24 @@ def test_votes_of_one_order_count_by_majority(paired: Warehouse) -> None:
     assert row == {"choice": "a", "orders": 2, "conflict": False, "order_agreement": True}
 
 
+def test_a_pair_judged_in_one_order_is_no_preference_yet(paired: Warehouse) -> None:
+    """What one order says may be position bias: nobody trains on it, and the view shows what is there."""
+    paired.append([label("p0", "ab", A)])
+    assert paired.preferences().is_empty()
+    (row,) = paired.rows("SELECT choice, orders, order_agreement FROM preferences")
+    assert row == {"choice": "a", "orders": 1, "order_agreement": False}
+    paired.append([label("p0", "ba", A)])
+    assert paired.preferences()["choice"].to_list() == ["a"]
+
+
 def test_judges_do_not_mix(paired: Warehouse) -> None:
     second = Spec(
         spec_id="other", stage="label", model="m", revision="", adapter="", prompt="judge_v2", prompt_hash="",
         frames="{}", sampling="{}", upstream="{}", run_id="r",
     )  # fmt: skip
-    paired.append([second, label("p0", "ab", A), label("p0", "ab", B, spec_id="other"), label("p1", "ba", TIE)])
+    for order in ("ab", "ba"):
+        paired.append([label("p0", order, A), label("p0", order, B, spec_id="other"), label("p1", order, TIE)])
+    paired.append([second])
     frame = paired.preferences(judge="judge_v2")
     assert frame.select("pair_id", "choice", "text_a", "split").rows() == [("p0", "b", "a 0", "val")]
     assert paired.preferences(judge="judge")["choice"].to_list() == ["a", "tie"]

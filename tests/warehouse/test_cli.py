@@ -101,6 +101,46 @@ def test_sql_only_reads(command: Command, filled: Warehouse, statement: str) -> 
     assert filled.rows("SELECT context_id, text FROM contexts") == [{"context_id": "x", "text": TEXT}]
 
 
+def test_sql_sees_the_warehouse_and_no_other_file(command: Command, filled: Warehouse, tmp_path: Path) -> None:
+    (tmp_path / "secret.csv").write_text("word\nxyzzy\n")
+    for statement in (
+        f"COPY (SELECT 1) TO '{tmp_path}/out.csv'",
+        f"FROM read_csv('{tmp_path}/secret.csv')",
+        f"ATTACH '{tmp_path}/other.duckdb' AS other (READ_WRITE); CREATE TABLE other.t AS SELECT 1; SELECT 1",
+        f"EXPORT DATABASE '{tmp_path}/out'",
+        "SET enable_external_access = true",
+        "INSTALL httpfs",
+    ):
+        result = command("sql", filled.path, statement)
+        assert result.code == 2 and "xyzzy" not in result.out and "Traceback" not in result.err, statement
+    assert {path.name for path in tmp_path.iterdir()} == {"secret.csv", filled.path.name}
+
+
+def test_numbers_are_shown_as_what_they_are(command: Command, warehouse: Warehouse) -> None:
+    query = "SELECT 123456.0::DOUBLE AS whole, 0.1234567::DOUBLE AS part, 'nan'::DOUBLE AS no, ':smile:' AS words"
+    shown = command("sql", warehouse.path, query).out
+    assert "123456 " in shown and "0.123457" in shown and ":smile:" in shown
+    (row,) = json.loads(command("sql", warehouse.path, query, "--format", "json").out)
+    assert row == {"whole": 123456.0, "part": 0.1234567, "no": None, "words": ":smile:"}
+
+
+def test_a_time_that_python_does_not_know_is_said(command: Command, warehouse: Warehouse) -> None:
+    result = command("sql", warehouse.path, "SELECT 'infinity'::TIMESTAMP AS t")
+    assert result.code == 2 and "Traceback" not in result.err
+
+
+def test_tables_of_ones_own_are_counted_whatever_their_name(command: Command, warehouse: Warehouse) -> None:
+    warehouse.execute('CREATE TABLE "my ""own"" table" AS SELECT 1 AS x')
+    found = {row["name"]: row["rows"] for row in json.loads(command("tables", warehouse.path, "--json").out)}
+    assert found['my "own" table'] == 1
+
+
+def test_a_warehouse_cannot_lie_below_a_file(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = command("init", tmp_path / "file" / "w.duckdb")
+    assert result.code == 2 and "cannot be a folder" in result.err
+
+
 def test_a_slip_in_sql_is_shown_with_the_command_that_helps(command: Command, warehouse: Warehouse) -> None:
     result = command("sql", warehouse.path, "SELECT * FROM captoins")
     assert result.code == 2

@@ -176,3 +176,20 @@ def test_the_lock_of_a_killed_job_dies_with_it(warehouse: Warehouse) -> None:
     die(warehouse)
     with only_one(warehouse, "caption"):
         assert (warehouse.journal_folder / "caption.lock").read_text() == str(os.getpid())
+
+
+def test_a_journal_that_cannot_be_read_is_named(warehouse: Warehouse) -> None:
+    left = die(warehouse)
+    line = json.loads(left.read_text().splitlines()[0])
+    line["row"]["of_a_later_version"] = 1
+    left.write_text(json.dumps(line) + "\n")
+    with pytest.raises(UserError, match=left.name):
+        replay(warehouse)
+    assert left.exists()
+
+
+def test_a_journal_that_ends_while_it_is_found_is_passed_over(warehouse: Warehouse) -> None:
+    """A link to nothing stands for a file that its job removed between the listing and the opening."""
+    warehouse.journal_folder.mkdir(exist_ok=True)
+    (warehouse.journal_folder / "gone.jsonl").symlink_to(warehouse.folder / "nothing")
+    assert replay(warehouse) == 0
