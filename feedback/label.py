@@ -14,12 +14,11 @@ from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.job import Row, Unreadable
 from vlm_rlaif.datagen.plan import context_spec, model_spec, part, respond_stage
 from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
-from vlm_rlaif.warehouse.config import Labeling, Recipe, Sampling
+from vlm_rlaif.warehouse.config import ARMS, Labeling, Recipe, Sampling
 from vlm_rlaif.warehouse.errors import UserError, nearest
 from vlm_rlaif.warehouse.records import Label, Record, Spec, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
-ARMS = ("context", "none")
 ONE_TOKEN = Sampling(temperature=0.0, max_new_tokens=1)
 
 

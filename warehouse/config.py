@@ -20,8 +20,24 @@ import yaml
 from vlm_rlaif.warehouse.errors import UserError, nearest
 
 T = TypeVar("T")
+ARMS = ("context", "none")
+"""Arms of the labels: the judge reads the narrative, or it does not."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+")
 """YAML 1.1 reads `1e-3` as text."""
+
+
+def at_least(least: float, **values: float) -> None:
+    """Raise `ValueError` for a setting that is too small."""
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"`{name}` is at least {least:g}, not {value:g}")
+
+
+def one_of(known: tuple[str, ...], **values: str) -> None:
+    """Raise `ValueError` for a setting that is none of the known words."""
+    for name, value in values.items():
+        if value not in known:
+            raise ValueError(f"`{name}` is one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +51,9 @@ class Frames:
     repeat: int = 1
     """How often each frame is given."""
 
+    def __post_init__(self) -> None:
+        at_least(1, count=self.count, repeat=self.repeat, size=1 if self.size is None else self.size)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
@@ -43,6 +62,12 @@ class Sampling:
     temperature: float = 0.0
     top_p: float = 1.0
     max_new_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        at_least(0, temperature=self.temperature)
+        at_least(1, max_new_tokens=self.max_new_tokens)
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"`top_p` lies above 0 and at most at 1, not at {self.top_p}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +80,12 @@ class World:
     """Width and height of the mp4 files in pixels."""
     questions: int = 4
     """Questions per video."""
+
+    def __post_init__(self) -> None:
+        at_least(1, videos=self.videos, questions=self.questions)
+        at_least(16, size=self.size)
+        if self.size % 2:
+            raise ValueError(f"`size` is even, as H.264 wants it, not {self.size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +129,11 @@ class Responding:
     sampling: Sampling = Sampling(temperature=1.0)
     samples: int = 2
 
+    def __post_init__(self) -> None:
+        at_least(1, samples=self.samples)
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError("`sampling` is greedy (temperature 0): all samples would be the same")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labeling:
@@ -107,14 +143,21 @@ class Labeling:
     context_prompt: str
     """The judge's prompt with `{context}`."""
     frames: Frames
-    arms: list[str] = field(default_factory=lambda: ["context", "none"])
+    arms: list[str] = field(default_factory=lambda: list(ARMS))
     """Which labels are made: `context`, `none` or both."""
+
+    def __post_init__(self) -> None:
+        for arm in self.arms:
+            one_of(ARMS, arms=arm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lora:
     rank: int = 16
     alpha: float = 32.0
+
+    def __post_init__(self) -> None:
+        at_least(1, rank=self.rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +172,9 @@ class FineTuning:
     epochs: int = 2
     batch_size: int = 32
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, epochs=self.epochs, batch_size=self.batch_size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +197,10 @@ class Rewarding:
     centering: float = 0.01
     min_strength: float = 0.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        at_least(1, epochs=self.epochs, batch_pairs=self.batch_pairs)
+        one_of((*ARMS, "random"), labels=self.labels)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +233,14 @@ class PPO:
     seed: int = 0
     save_every: int = 5
 
+    def __post_init__(self) -> None:
+        at_least(
+            1, iterations=self.iterations, episodes=self.episodes, epochs=self.epochs, mini_batches=self.mini_batches,
+            micro_batch=self.micro_batch, save_every=self.save_every,
+        )  # fmt: skip
+        if (self.sampling.temperature, self.sampling.top_p) != (1.0, 1.0):
+            raise ValueError("`sampling` of PPO is at temperature 1 and top_p 1: it learns from what it really says")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
@@ -192,12 +250,17 @@ class Evaluation:
     win_rate: bool = True
     max_questions: int | None = None
 
+    def __post_init__(self) -> None:
+        at_least(0, best_of=self.best_of)
+        one_of(("train", "val", "test"), split=self.split)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Everything that a run does."""
 
     name: str
+    """As it was given: the name of a shipped recipe, or the path of a file."""
     world: World | None = None
     clip: Clips | None = None
     caption: Captioning | None = None
@@ -223,20 +286,21 @@ def load(name: str, model: str | None = None) -> Recipe:
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise UserError(f"There is no recipe file {name}.", f"Shipped recipes: {', '.join(shipped())}.")
-        text, stem = path.read_text(encoding="utf-8"), path.stem
+        content = path.read_bytes()
     elif name in shipped():
-        file = resources.files("vlm_rlaif.warehouse") / "recipes" / f"{name}.yaml"
-        text, stem = file.read_text(encoding="utf-8"), name
+        content = (resources.files("vlm_rlaif.warehouse") / "recipes" / f"{name}.yaml").read_bytes()
     else:
         raise UserError(
             f"There is no recipe {name!r}.{nearest(name, shipped())}",
             f"Shipped recipes: {', '.join(shipped())}. A file of your own ends in .yaml.",
         )
     try:
-        data = yaml.safe_load(text)
+        data = yaml.safe_load(content.decode())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is not UTF-8: {error}.") from None
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {error}") from None
-    named = {"name": stem, **(data or {})} if isinstance(data, dict | None) else data
+    named = {"name": name, **(data or {})} if isinstance(data, dict | None) else data
     recipe = build(Recipe, named, name)
     return replace_models(recipe, model) if model else recipe
 
@@ -266,7 +330,11 @@ def build(kind: type[T], data: Any, where: str) -> T:
     if unknown or missing:
         lines = [f"{where}: unknown key {key!r}.{nearest(str(key), hints)}" for key in unknown]
         raise UserError(*lines, *(f"{where}: the key {key!r} is missing." for key in missing))
-    return kind(**{key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+    values = {key: _value(hints[key], value, f"{where}: {key}") for key, value in data.items()}
+    try:
+        return kind(**values)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from None
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:

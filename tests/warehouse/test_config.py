@@ -28,9 +28,10 @@ def test_a_shipped_recipe_can_be_read(name: str) -> None:
     assert load(name).name == name
 
 
-def test_a_recipe_of_your_own_is_named_after_its_file(recipe_file: Path) -> None:
+def test_a_recipe_of_your_own_is_named_as_it_was_given(recipe_file: Path) -> None:
+    """So that a command in a message can be typed as it stands."""
     recipe = load(str(recipe_file))
-    assert recipe.name == "tiny"
+    assert recipe.name == str(recipe_file)
     assert recipe.caption is not None and recipe.caption.frames == Frames(count=2)
     assert recipe.sft is None
 
@@ -42,7 +43,7 @@ def test_a_recipe_may_name_itself(path: Path) -> None:
 
 def test_an_empty_recipe_asks_for_nothing(path: Path) -> None:
     path.write_text("")
-    assert load(str(path)) == Recipe(name="mine")
+    assert load(str(path)) == Recipe(name=str(path))
 
 
 def test_an_unknown_key_names_its_place_and_its_neighbour(path: Path) -> None:
@@ -75,6 +76,37 @@ def test_all_mistakes_of_a_level_are_told_at_once(path: Path) -> None:
 )
 def test_a_wrong_value_is_told_with_its_place(path: Path, text: str, expected: str) -> None:
     assert expected in mistake(path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("caption: {model: m, prompt: p, frames: {count: 0}}", "caption: frames: `count` is at least 1, not 0"),
+        ("caption: {model: m, prompt: p, frames: {count: 1, size: 0}}", "`size` is at least 1, not 0"),
+        ("world: {size: 33}", "world: `size` is even"),
+        ("ask: {model: m, prompt: p, sampling: {temperature: -1}}", "`temperature` is at least 0, not -1"),
+        ("ask: {model: m, prompt: p, sampling: {top_p: 0}}", "`top_p` lies above 0"),
+        ("evaluate: {split: tset}", "`split` is one of train, val, test, not 'tset'. Did you mean 'test'?"),
+        ("reward: {model: m, prompt: p, frames: {count: 1}, labels: contxt}", "Did you mean 'context'?"),
+        ("label: {arms: [some], model: m, prompt: p, context_prompt: c, frames: {count: 1}}", "`arms` is one of"),
+        (
+            "respond: {model: m, prompt: p, frames: {count: 1}, sampling: {max_new_tokens: 9}}",
+            "respond: `sampling` is greedy",
+        ),
+        (
+            "ppo: {model: m, prompt: p, frames: {count: 1}, sampling: {temperature: 0.6}}",
+            "ppo: `sampling` of PPO is at temperature 1",
+        ),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_told_before_anything_runs(path: Path, text: str, expected: str) -> None:
+    assert expected in mistake(path, text)
+
+
+def test_a_recipe_that_is_not_utf_8_is_said(path: Path) -> None:
+    path.write_bytes("# für mich\nclip: {parts: 3}".encode("latin-1"))
+    with pytest.raises(UserError, match="is not UTF-8"):
+        load(str(path))
 
 
 @pytest.mark.parametrize(("written", "meant"), [("2", 2.0), ("0.5", 0.5), ("1e-3", 0.001), ("2.5E2", 250.0)])
