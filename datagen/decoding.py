@@ -7,7 +7,8 @@ brings its own: adding Gumbel noise to log-probabilities and taking the largest 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,17 +30,29 @@ class Drawn:
 
 
 class SeededDraw:
-    """A logits processor: temperature, top-p, forbidden tokens and one random stream per row."""
+    """A logits processor: temperature, top-p, forbidden tokens and one random stream per row.
+
+    Remembers the log-probability of every token that it makes the largest: the scores of all steps together would
+    be (B, R, V), gigabytes for a vocabulary of a real size.
+    """
 
     def __init__(self, sampling: Sampling, seeds: Sequence[int], forbidden: Sequence[int]) -> None:
         self.sampling = sampling
         self.forbidden = list(forbidden)
         self.streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.logprobs: list[torch.Tensor] = []
+        """Per step: (B,) at temperature 1, without the forbidden tokens."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         """scores (B, V) of the next token -> the same with noise, so that argmax is a draw."""
         scores = scores.float()
         scores[:, self.forbidden] = -torch.inf
+        noisy = self._noisy(scores)
+        chosen = noisy.argmax(-1, keepdim=True)
+        self.logprobs.append(scores.log_softmax(-1).gather(-1, chosen)[:, 0])
+        return noisy
+
+    def _noisy(self, scores: torch.Tensor) -> torch.Tensor:
         if self.sampling.temperature == 0:
             return scores
         logprobs = (scores / self.sampling.temperature).log_softmax(-1)
@@ -58,6 +71,17 @@ def keep_top_p(logprobs: torch.Tensor, top_p: float) -> torch.Tensor:
     return torch.empty_like(logprobs).scatter(-1, index, ordered)
 
 
+@contextmanager
+def _without_habits(model: Any, eos_ids: Sequence[int], pad_id: int) -> Iterator[None]:
+    """Hide the checkpoint's own generation settings, which `generate` would mix in (a repetition penalty, say)."""
+    kept = model.generation_config
+    model.generation_config = type(kept)(eos_token_id=list(eos_ids), pad_token_id=pad_id)
+    try:
+        yield
+    finally:
+        model.generation_config = kept
+
+
 @torch.no_grad()
 def draw(
     model: Any, inputs: dict[str, torch.Tensor], sampling: Sampling, seeds: Sequence[int],
@@ -65,16 +89,13 @@ def draw(
 ) -> Drawn:  # fmt: skip
     """Continue left-padded prompts (B, P). Log-probabilities leave the forbidden tokens out as well."""
     noisy = SeededDraw(sampling, seeds, forbidden)
-    made = model.generate(
-        **inputs, do_sample=False, num_beams=1, max_new_tokens=sampling.max_new_tokens,
-        eos_token_id=list(eos_ids), pad_token_id=pad_id, logits_processor=[noisy],
-        output_logits=True, return_dict_in_generate=True, use_cache=True,
-        temperature=None, top_p=None, top_k=None,
-    )  # fmt: skip
-    new = made.sequences[:, inputs["input_ids"].shape[1] :]
-    logits = torch.stack(made.logits, dim=1).float()
-    logits[:, :, list(forbidden)] = -torch.inf
-    logprobs = logits.log_softmax(-1).gather(-1, new[..., None])[..., 0]
+    with _without_habits(model, eos_ids, pad_id):
+        made = model.generate(
+            **inputs, do_sample=False, max_new_tokens=sampling.max_new_tokens, logits_processor=[noisy],
+            use_cache=True,
+        )  # fmt: skip
+    new = made[:, inputs["input_ids"].shape[1] :]
+    logprobs = torch.stack(noisy.logprobs, dim=1)
     tokens, kept, ended = [], [], []
     for row, values in zip(new.tolist(), logprobs.tolist(), strict=True):
         stop = next((i for i, token in enumerate(row) if token in eos_ids), None)

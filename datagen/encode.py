@@ -54,11 +54,11 @@ class Encoded:
     """Inputs of the vision tower; rows of several prompts are concatenated."""
 
 
-@functools.lru_cache(maxsize=512)
+@functools.lru_cache(maxsize=8)
 def read_clip(part: VideoPart) -> Clip:
     """Decode the frames that a request asks for; raises `VideoError`.
 
-    The newest are kept: the requests of one video come one after the other.
+    A few are kept: the requests of one video come one after the other.
     """
     spec = part.frames
     taken = sample(part.path, spec.count, start_s=part.start_s, end_s=part.end_s, size=spec.size)
@@ -81,7 +81,10 @@ class Encoder:
             from transformers import AutoProcessor
         except ImportError:
             raise MissingExtra("Running a model", "models") from None
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        try:
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        except (ValueError, OSError) as error:
+            raise UserError(f"{folder} has no processor that can be loaded:", f"  {error}") from None
         if not hasattr(processor, "video_processor"):
             raise UserError(f"{folder} is not a video-language model: it has no video processor.")
         return cls(processor)

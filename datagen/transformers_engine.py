@@ -7,6 +7,7 @@ use `vllm_engine.py`, which has the same seam.
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
@@ -20,8 +21,14 @@ from vlm_rlaif.datagen.engine import Completion, Request
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
 from vlm_rlaif.warehouse.video import VideoError
 
-BATCHES_AHEAD = 4
-"""Batches whose frames are decoded while the model works; bounds the memory that frames take."""
+FIRST_AHEAD = 16
+"""Requests whose frames are decoded ahead before anything is known of their size."""
+BATCHES_AHEAD = 2
+"""Batches, of the size of the last one, that are decoded while the model works; bounds the memory of frames."""
+FRAME_BYTES = 2**28
+"""A batch is full when its frames take this much memory, however few they are."""
+
+Asked = tuple[Request, Clip | None]
 
 
 class TransformersEngine:
@@ -44,38 +51,60 @@ class TransformersEngine:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Batches of the same kind in order of arrival; decoding runs ahead."""
-        waiting = iter(requests)
+        waiting, room = iter(requests), FIRST_AHEAD
         with ThreadPoolExecutor(self.decode_threads) as pool:
             ahead: list[tuple[Request, Future[Clip | None]]] = []
             while True:
-                room = self.batch_size * BATCHES_AHEAD - len(ahead)
-                for request in itertools.islice(waiting, room):
+                for request in itertools.islice(waiting, max(0, room - len(ahead))):
                     ahead.append((request, pool.submit(_decode, request)))
                 if not ahead:
                     return
-                kind = _kind(ahead[0][0])
-                batch = [entry for entry in ahead if _kind(entry[0]) == kind][: self.batch_size]
-                taken = {id(entry) for entry in batch}
-                ahead = [entry for entry in ahead if id(entry) not in taken]
+                batch, refused, ahead = self._next_batch(ahead)
+                yield from refused
                 yield from self._answer(batch)
+                room = BATCHES_AHEAD * max(1, len(batch))
 
-    def _answer(self, batch: list[tuple[Request, Future[Clip | None]]]) -> Iterator[Completion]:
-        good: list[tuple[Request, Clip | None]] = []
-        for request, future in batch:
+    def _next_batch(
+        self, ahead: list[tuple[Request, Future[Clip | None]]]
+    ) -> tuple[list[Asked], list[Completion], list[tuple[Request, Future[Clip | None]]]]:
+        """What goes to the model next, what has no frames, and what is left."""
+        kind, size = _kind(ahead[0][0]), 0
+        batch: list[Asked] = []
+        refused, left = [], []
+        for request, future in ahead:
+            if _kind(request) != kind or len(batch) == self.batch_size or size >= FRAME_BYTES:
+                left.append((request, future))
+                continue
             try:
-                good.append((request, future.result()))
+                clip = future.result()
             except VideoError as error:
-                yield Completion(request.request_id, error=str(error), error_kind="video")
-        if good:
-            run = self._choose if good[0][0].choices else self._continue
-            yield from run(good)
+                refused.append(Completion(request.request_id, error=str(error), error_kind="video"))
+                continue
+            batch.append((request, clip))
+            size += clip.frames.nbytes if clip else 0
+        return batch, refused, left
 
-    def _inputs(self, batch: list[tuple[Request, Clip | None]]) -> dict[str, torch.Tensor]:
+    def _answer(self, batch: list[Asked]) -> list[Completion]:
+        """A batch that is too much for the memory, or has a request that the model cannot take, is halved."""
+        if not batch:
+            return []
+        run = self._choose if batch[0][0].choices else self._continue
+        try:
+            return list(run(batch))
+        except (RuntimeError, ValueError) as error:
+            if len(batch) == 1:
+                return [Completion(batch[0][0].request_id, error=f"{type(error).__name__}: {error}")]
+            if self.device == "cuda":
+                torch.cuda.empty_cache()
+        middle = len(batch) // 2
+        return self._answer(batch[:middle]) + self._answer(batch[middle:])
+
+    def _inputs(self, batch: list[Asked]) -> dict[str, torch.Tensor]:
         rows = self.encoder.encode([Conversation(r.user, r.system, clip) for r, clip in batch])
         return collate(rows, self.encoder.pad_id, side="left", device=self.device)
 
     @torch.no_grad()
-    def _choose(self, batch: list[tuple[Request, Clip | None]]) -> Iterator[Completion]:
+    def _choose(self, batch: list[Asked]) -> Iterator[Completion]:
         inputs = self._inputs(batch)
         logprobs = self.net(**inputs, logits_to_keep=1).logits[:, -1].float().log_softmax(-1)
         for i, (request, _) in enumerate(batch):
@@ -87,7 +116,7 @@ class TransformersEngine:
                 tokens_out=1, logprob=found[best], choice_logprobs=found,
             )  # fmt: skip
 
-    def _continue(self, batch: list[tuple[Request, Clip | None]]) -> Iterator[Completion]:
+    def _continue(self, batch: list[Asked]) -> Iterator[Completion]:
         inputs = self._inputs(batch)
         drawn = draw(
             self.net, inputs, batch[0][0].sampling, [request.seed for request, _ in batch],
@@ -110,7 +139,13 @@ class TransformersEngine:
 
 
 def load_model(folder: str, device: str, trust_remote_code: bool = False) -> Any:
-    """A video-language model in evaluation mode: fp32 on the CPU, its own precision on a GPU."""
+    """A video-language model in evaluation mode: fp32 on the CPU, its own precision on a GPU.
+
+    On a CPU torch is held to one thread, unless OMP_NUM_THREADS says otherwise: more were slower, and erratic, on
+    small models. A model of billions of parameters wants more.
+    """
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(1)
     try:
         from transformers import AutoModelForImageTextToText
         from transformers.utils import logging

@@ -48,10 +48,6 @@ def _open(warehouse: Path, recipe_name: str, model: str | None) -> tuple[Any, An
 
     if any(find_spec(package) is None for package in ("torch", "transformers", "peft")):
         raise MissingExtra("Training", "train")
-    import torch
-
-    if not torch.cuda.is_available():
-        torch.set_num_threads(1)  # more threads were slower, and erratic, on small models
     return Warehouse.open(warehouse), load(recipe_name, model)
 
 
