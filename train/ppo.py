@@ -1,7 +1,7 @@
 """PPO on videos: the policy learns what the reward model likes without leaving its start too far.
 
-One base model carries four roles as adapters: policy and value learn, reward is frozen, and the reference is the
-policy as it started (the base itself, or a frozen copy of the adapter it started from). Every iteration samples
+One base model carries four roles: policy and value are adapters that learn, reward is one that is frozen, and the
+reference is the base without an adapter, which is the policy as it started. Every iteration samples
 episodes, scores them, and takes several epochs of clipped steps over mini-batches; gradients accumulate over
 micro-batches exactly.
 

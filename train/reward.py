@@ -28,6 +28,7 @@ from vlm_rlaif.train.reward_math import (
     centering_penalty,
     last_true_index,
     normalise,
+    pair_accuracy,
 )
 from vlm_rlaif.train.vlm import (
     Backbone,
@@ -41,7 +42,6 @@ from vlm_rlaif.warehouse.config import Rewarding, build
 from vlm_rlaif.warehouse.errors import UserError
 
 ADAPTER_NAME = "reward"
-SCORE_BATCH = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +123,8 @@ class RewardModel:
         """(B,) before normalisation. Call inside `backbone.activate("reward")`."""
         hidden = self.backbone.hidden(batch)
         last = last_true_index(batch.target)
-        scores: torch.Tensor = self.head(hidden[torch.arange(len(last)), last])[:, 0]
-        return scores.float()
+        scores: torch.Tensor = self.head(hidden[torch.arange(len(last)), last].float())[:, 0]
+        return scores
 
     @torch.no_grad()
     def score_batch(self, batch: Batch) -> torch.Tensor:
@@ -135,8 +135,9 @@ class RewardModel:
     def score(self, rows: Sequence[Scored]) -> list[float]:
         """Normalised scores of any number of rows."""
         scores: list[float] = []
-        for start in range(0, len(rows), SCORE_BATCH):
-            scores += self.score_batch(self.batch(rows[start : start + SCORE_BATCH])).tolist()
+        size = 2 * self.settings.micro_batch
+        for start in range(0, len(rows), size):
+            scores += self.score_batch(self.batch(rows[start : start + size])).tolist()
         return scores
 
 
@@ -194,22 +195,30 @@ class RewardTrainer:
             group["lr"] = self.settings.learning_rate * scale
 
     def _step(self, optimizer: torch.optim.Optimizer, pairs: list[LabeledPair]) -> dict[str, float]:
+        """One optimizer step, its gradient accumulated over micro-batches."""
+        seen = []
+        for start in range(0, len(pairs), self.settings.micro_batch):
+            part = pairs[start : start + self.settings.micro_batch]
+            seen.append((len(part) / len(pairs), self._backward(part, len(part) / len(pairs))))
+        norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        means = {name: sum(share * metrics[name] for share, metrics in seen) for name in seen[0][1]}
+        return {**means, "reward/grad_norm": float(norm)}
+
+    def _backward(self, pairs: list[LabeledPair], share: float) -> dict[str, float]:
+        """Add the gradient of some pairs, which are this share of the batch."""
         model = self.model
         p_a = torch.tensor([pair.p_a for pair in pairs], device=model.backbone.device)
         batch = model.batch([pair.a for pair in pairs] + [pair.b for pair in pairs])
         with model.backbone.activate(ADAPTER_NAME, learn=True):
             a, b = model.raw_scores(batch).split(len(pairs))
             loss = bradley_terry_loss(a, b, p_a)
-            (loss + self.settings.centering * centering_penalty(a, b)).backward()
-            norm = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        right = ((a > b) == (p_a > 0.5))[p_a != 0.5].float()
+            (share * (loss + self.settings.centering * centering_penalty(a, b))).backward()
         return {
             "loss/reward": loss.item(),
-            "reward/accuracy": right.mean().item() if len(right) else 0.5,
+            "reward/accuracy": pair_accuracy(a, b, p_a).mean().item(),
             "reward/mean": torch.cat([a, b]).mean().item(),
-            "reward/grad_norm": float(norm),
         }
 
     def calibrate(self, model: RewardModel, most: int = 512) -> RewardModel:

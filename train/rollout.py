@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.decoding import draw
+from vlm_rlaif.datagen.decoding import Drawn, draw
 from vlm_rlaif.datagen.encode import Encoded, collate
 from vlm_rlaif.train.data import Batch, PromptCache, join
 from vlm_rlaif.train.ppo_math import kl_estimate, logprobs_of, penalise_missing_eos, token_rewards
@@ -57,21 +58,45 @@ def by_row(flat: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return nn.utils.rnn.pad_sequence(list(flat.split(lengths)), batch_first=True)
 
 
-class Sampler:
-    """Draws rollouts from a backbone that carries the adapters policy, value and reward."""
+def concatenate(parts: Sequence[Rollout]) -> Rollout:
+    """Rollouts of several batches as one, padded to the longest response."""
+    width = max(part.mask.shape[1] for part in parts)
 
-    def __init__(
-        self, backbone: Backbone, reward: RewardModel, value_head: nn.Linear, settings: PPO,
-        reference: str | None = None,
-    ) -> None:  # fmt: skip
+    def padded(name: str) -> torch.Tensor:
+        tensors = [getattr(part, name) for part in parts]
+        return torch.cat([nn.functional.pad(t, (0, width - t.shape[1])) if t.ndim == 2 else t for t in tensors])
+
+    def chained(name: str) -> list[Any]:
+        return [item for part in parts for item in getattr(part, name)]
+
+    return Rollout(
+        rows=chained("rows"), tokens=chained("tokens"), prompts=chained("prompts"),
+        **{name: padded(name) for name in (
+            "mask", "logprobs", "reference_logprobs", "values", "rewards", "kl", "scores", "ended",
+        )},
+        sampling_gap=max(part.sampling_gap for part in parts),
+    )  # fmt: skip
+
+
+class Sampler:
+    """Draws rollouts from a backbone that carries the adapters policy, value and reward.
+
+    The reference is the base without an adapter: the policy as it started.
+    """
+
+    def __init__(self, backbone: Backbone, reward: RewardModel, value_head: nn.Linear, settings: PPO) -> None:
         self.backbone, self.reward, self.value_head = backbone, reward, value_head
-        self.settings, self.reference = settings, reference
-        """`reference` None: the policy started as the base, so the base is the reference."""
+        self.settings = settings
         self.prompts = PromptCache(backbone.encoder, settings.frames)
         self.forbidden = backbone.encoder.visual_ids()
 
     def sample(self, rows: Sequence[Scored], seeds: Sequence[int]) -> Rollout:
-        """One response per row; `response` of the given rows is ignored."""
+        """One response per row; `response` of the given rows is ignored. Never more than `micro_batch` at once."""
+        size = self.settings.micro_batch
+        parts = [self._sample(rows[i : i + size], seeds[i : i + size]) for i in range(0, len(rows), size)]
+        return parts[0] if len(parts) == 1 else concatenate(parts)
+
+    def _sample(self, rows: Sequence[Scored], seeds: Sequence[int]) -> Rollout:
         template = prompt.load(self.settings.prompt)
         encoder = self.backbone.encoder
         prompts = self.prompts.get([(r.path, template.render(question=r.question)) for r in rows])
@@ -85,29 +110,27 @@ class Sampler:
         said = [
             Scored(row.path, row.question, text.strip(), row.context) for row, text in zip(rows, texts, strict=True)
         ]
-        return self._judge(said, drawn.tokens, prompts, drawn.logprobs, drawn.ended)
+        return self._judge(said, drawn, prompts)
 
     @torch.no_grad()
-    def _judge(
-        self, rows: list[Scored], tokens: list[list[int]], prompts: list[Encoded],
-        sampled: list[list[float]], ended: list[bool],
-    ) -> Rollout:  # fmt: skip
+    def _judge(self, rows: list[Scored], drawn: Drawn, prompts: list[Encoded]) -> Rollout:
+        tokens = drawn.tokens
         batch = join(prompts, tokens, self.backbone.encoder.pad_id, self.backbone.device)
         with self.backbone.activate(POLICY):
             logprobs = self.logprobs(batch)
-        with self.backbone.activate(self.reference):
+        with self.backbone.activate(None):
             reference = self.logprobs(batch)
         with self.backbone.activate(VALUE):
             values = self.values(rows, tokens)
         scores = self.reward.score_batch(self.reward.batch(rows, tokens))
         mask = by_row(torch.ones_like(batch.target[batch.target], dtype=torch.float), batch.target) > 0
         kl = kl_estimate(logprobs, reference, "k1") * mask
-        has_eos = torch.tensor(ended, device=scores.device)
-        final = penalise_missing_eos(scores, has_eos, self.settings.missing_eos_penalty)
-        told = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in sampled], batch_first=True)
+        ended = torch.tensor(drawn.ended, device=scores.device)
+        final = penalise_missing_eos(scores, ended, self.settings.missing_eos_penalty)
+        told = nn.utils.rnn.pad_sequence([torch.tensor(row) for row in drawn.logprobs], batch_first=True)
         return Rollout(
             rows, tokens, prompts, mask, logprobs, reference, values,
-            token_rewards(final, kl, mask, self.settings.kl_coef), kl, scores, has_eos,
+            token_rewards(final, kl, mask, self.settings.kl_coef), kl, scores, ended,
             (told.to(logprobs.device) - logprobs).abs()[mask].max().item(),
         )  # fmt: skip
 
@@ -128,4 +151,4 @@ class Sampler:
             tokens, self.backbone.encoder.pad_id, self.backbone.device,
         )  # fmt: skip
         states = self.backbone.hidden(batch)[:, :-1][batch.target[:, 1:]]
-        return by_row(self.value_head(states)[:, 0].float(), batch.target)
+        return by_row(self.value_head(states.float())[:, 0], batch.target)

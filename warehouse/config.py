@@ -194,12 +194,14 @@ class Rewarding:
     learning_rate: float = 1e-3
     epochs: int = 3
     batch_pairs: int = 32
+    micro_batch: int = 32
+    """Pairs per forward; gradients accumulate, so this changes memory and nothing else."""
     centering: float = 0.01
     min_strength: float = 0.0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        at_least(1, epochs=self.epochs, batch_pairs=self.batch_pairs)
+        at_least(1, epochs=self.epochs, batch_pairs=self.batch_pairs, micro_batch=self.micro_batch)
         one_of((*ARMS, "random"), labels=self.labels)
 
 
