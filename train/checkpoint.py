@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from vlm_rlaif.warehouse.errors import UserError
+
 MANIFEST = "trainer_state.json"
 
 
@@ -28,8 +30,8 @@ class State:
     """Trainable parameters by name."""
     optimizer: dict[str, Any]
     log_history: list[dict[str, float]]
-    extra: dict[str, Any]
-    """Small JSON values of the trainer's own (a controller's coefficient, say)."""
+    fingerprint: str
+    """Hash of what is trained, on what and how: another training never goes on from this state."""
 
 
 def save(folder: Path, state: State, keep: int = 1) -> Path:
@@ -43,7 +45,7 @@ def save(folder: Path, state: State, keep: int = 1) -> Path:
         partial / "weights.safetensors",
     )
     torch.save({"optimizer": state.optimizer, "rng": torch.get_rng_state()}, partial / "optimizer.pt")
-    manifest = {"step": state.step, "log_history": state.log_history, "extra": state.extra}
+    manifest = {"step": state.step, "log_history": state.log_history, "fingerprint": state.fingerprint}
     (partial / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
@@ -52,12 +54,20 @@ def save(folder: Path, state: State, keep: int = 1) -> Path:
     return final
 
 
-def load_latest(folder: Path) -> State | None:
-    """The newest whole checkpoint below `folder`, or None. Restores torch's random state as a side effect."""
+def load_latest(folder: Path, fingerprint: str) -> State | None:
+    """The newest whole checkpoint below `folder`, or None. Restores torch's random state as a side effect.
+
+    Raises `UserError` when the folder belongs to a training of something else.
+    """
     found = _whole(folder)
     if not found:
         return None
     manifest = json.loads((found[-1] / MANIFEST).read_text(encoding="utf-8"))
+    if manifest.get("fingerprint") != fingerprint:
+        raise UserError(
+            f"{folder} holds the state of another training: other settings, other data or other weights.",
+            "Train into another folder, or remove this one.",
+        )
     kept = torch.load(found[-1] / "optimizer.pt", weights_only=True)
     torch.set_rng_state(kept["rng"])
     return State(
@@ -65,7 +75,7 @@ def load_latest(folder: Path) -> State | None:
         weights=load_file(found[-1] / "weights.safetensors"),
         optimizer=kept["optimizer"],
         log_history=manifest["log_history"],
-        extra=manifest["extra"],
+        fingerprint=fingerprint,
     )
 
 

@@ -34,6 +34,22 @@ class Trained:
         return f"{self.kind}: {'trained' if self.fresh else 'stands'} at {self.path}"
 
 
+MEMORY_ONLY = ("micro_batch", "save_every")
+"""Settings that change what training costs and not what it learns."""
+
+
+def identity(settings: Any) -> tuple[dict[str, Any], list[str]]:
+    """What of a trainer's settings decides its result: their values, and the wording of its prompts.
+
+    The model is known by its revision, a prompt by its text; their names are not part of it.
+    """
+    values = dataclasses.asdict(settings)
+    names = (values["prompt"], values.get("context_prompt"))
+    wording = [prompt.load(name).text_hash for name in names if name]
+    left_out = ("model", "prompt", "context_prompt", *MEMORY_ONLY)
+    return {k: v for k, v in values.items() if k not in left_out}, wording
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to train, before anything heavy is loaded."""
@@ -55,10 +71,7 @@ class Job:
 
     @property
     def checkpoint_id(self) -> str:
-        settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k != "model"}
-        names = (settings["prompt"], settings.get("context_prompt"))
-        wording = [prompt.load(name).text_hash for name in names if name]
-        return row_id(self.kind, settings, wording, self.parent, self.data_hash, self.inputs)
+        return row_id(self.kind, *identity(self.settings), self.parent, self.data_hash, self.inputs)
 
 
 Train = Callable[[Path, Callable[[int, dict[str, float]], None]], int]

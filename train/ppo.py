@@ -10,6 +10,7 @@ micro-batches exactly.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -21,6 +22,7 @@ from torch import nn
 from vlm_rlaif.datagen.progress import Bar
 from vlm_rlaif.train import checkpoint
 from vlm_rlaif.train.data import join
+from vlm_rlaif.train.jobs import identity
 from vlm_rlaif.train.ppo_math import (
     explained_variance,
     gae,
@@ -32,7 +34,7 @@ from vlm_rlaif.train.ppo_math import (
 from vlm_rlaif.train.reward import ADAPTER_NAME as REWARD
 from vlm_rlaif.train.reward import RewardModel, Scored
 from vlm_rlaif.train.rollout import POLICY, VALUE, Rollout, Sampler
-from vlm_rlaif.train.vlm import Backbone, save_adapter, scalar_head
+from vlm_rlaif.train.vlm import ADAPTER, HEAD, Backbone, save_adapter, scalar_head
 from vlm_rlaif.warehouse.config import PPO
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import row_id
@@ -50,6 +52,11 @@ class PPOTrainer:
         torch.manual_seed(settings.seed)
         self.settings, self.prompts, self.folder = settings, list(prompts), folder
         self.backbone = Backbone(settings.model)
+        asked = [(p.path.name, p.question, p.context) for p in self.prompts]
+        reward_weights = (reward_folder / ADAPTER).read_bytes() + (reward_folder / HEAD).read_bytes()
+        self._fingerprint = row_id(
+            "ppo", *identity(settings), self.backbone.revision, asked, hashlib.sha256(reward_weights).hexdigest()
+        )
         self.backbone.add_adapter(POLICY, settings.lora)
         reward = RewardModel.load(reward_folder, self.backbone)
         self.backbone.add_adapter(VALUE, reward.settings.lora)
@@ -191,10 +198,10 @@ class PPOTrainer:
             weights |= {f"{name}/{k}": v for k, v in self.backbone.adapter_weights(name).items()}
         weights |= {f"head/{k}": v for k, v in self.value_head.state_dict().items()}
         states = {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()}
-        checkpoint.save(self.folder / "training", checkpoint.State(step, weights, states, history, {}))
+        checkpoint.save(self.folder / "training", checkpoint.State(step, weights, states, history, self._fingerprint))
 
     def _resume(self) -> tuple[int, list[dict[str, float]]]:
-        kept = checkpoint.load_latest(self.folder / "training")
+        kept = checkpoint.load_latest(self.folder / "training", self._fingerprint)
         if kept is None:
             return 0, []
         parts: dict[str, dict[str, torch.Tensor]] = {}

@@ -23,6 +23,7 @@ from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.progress import Bar
 from vlm_rlaif.train import checkpoint
 from vlm_rlaif.train.data import Batch, PromptCache, join
+from vlm_rlaif.train.jobs import identity
 from vlm_rlaif.train.reward_math import (
     bradley_terry_loss,
     centering_penalty,
@@ -40,6 +41,7 @@ from vlm_rlaif.train.vlm import (
 )
 from vlm_rlaif.warehouse.config import Rewarding, build
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.records import row_id
 
 ADAPTER_NAME = "reward"
 
@@ -59,7 +61,6 @@ class LabeledPair:
     """Two responses and how probable it is that the first is better."""
 
     pair_id: str
-    video_id: str
     a: Scored
     b: Scored
     p_a: float
@@ -152,6 +153,8 @@ class RewardTrainer:
         backbone.add_adapter(ADAPTER_NAME, settings.lora)
         self.model = RewardModel(backbone, scalar_head(backbone.hidden_size), settings)
         self.settings, self.pairs, self.folder = settings, list(pairs), folder
+        asked = [(p.pair_id, p.p_a) for p in self.pairs]
+        self._fingerprint = row_id("reward", *identity(settings), backbone.revision, asked)
 
     @property
     def steps(self) -> int:
@@ -231,11 +234,11 @@ class RewardTrainer:
     def _save(self, step: int, optimizer: Any, history: list[dict[str, float]]) -> None:
         weights = self.model.backbone.adapter_weights(ADAPTER_NAME)
         weights |= {f"head.{k}": v for k, v in self.model.head.state_dict().items()}
-        state = checkpoint.State(step, weights, optimizer.state_dict(), history, {})
+        state = checkpoint.State(step, weights, optimizer.state_dict(), history, self._fingerprint)
         checkpoint.save(self.folder / "training", state)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> tuple[int, list[dict[str, float]]]:
-        kept = checkpoint.load_latest(self.folder / "training")
+        kept = checkpoint.load_latest(self.folder / "training", self._fingerprint)
         if kept is None:
             return 0, []
         head = {k.removeprefix("head."): v for k, v in kept.weights.items() if k.startswith("head.")}
@@ -250,7 +253,7 @@ def pairs_from_rows(rows: Sequence[dict[str, Any]], path_of: Callable[[str], Pat
     """Rows of `Warehouse.preferences` to labeled pairs."""
     return [
         LabeledPair(
-            row["pair_id"], row["video_id"],
+            row["pair_id"],
             Scored(path_of(row["uri"]), row["question"], row["text_a"], row["context"]),
             Scored(path_of(row["uri"]), row["question"], row["text_b"], row["context"]),
             row["p_a"],

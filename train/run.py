@@ -31,7 +31,7 @@ def reward_job(warehouse: Warehouse, recipe: Recipe) -> tuple[Job, list[dict[str
     ).to_dicts()
     if settings.labels == "random":
         rows = [{**row, "p_a": float(coin(row["pair_id"], settings.seed))} for row in rows]
-    return Job("reward", settings, [f"{r['pair_id']}/{r['judge']}" for r in rows], {}), rows
+    return Job("reward", settings, [f"{r['pair_id']}/{r['judge']}/{r['p_a']!r}" for r in rows], {}), rows
 
 
 def train_reward(warehouse: Warehouse, recipe: Recipe) -> Trained:

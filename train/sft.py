@@ -21,8 +21,10 @@ from torch import nn
 from vlm_rlaif.datagen.prompt import load
 from vlm_rlaif.train import checkpoint
 from vlm_rlaif.train.data import Batch, PromptCache, join
+from vlm_rlaif.train.jobs import identity
 from vlm_rlaif.train.vlm import Backbone, export
 from vlm_rlaif.warehouse.config import FineTuning
+from vlm_rlaif.warehouse.records import row_id
 
 BatchAt = Callable[[int], Batch]
 """(step) -> this process's share of that step's batch."""
@@ -68,12 +70,16 @@ def fit(
     config: SFTConfig,
     folder: Path,
     on_log: OnLog = lambda _: None,
+    fingerprint: str = "",
 ) -> list[dict[str, float]]:
-    """Train to `config.steps`, resuming from the newest checkpoint in `folder`; returns the log."""
+    """Train to `config.steps`, resuming from the newest checkpoint in `folder`; returns the log.
+
+    `fingerprint` names what `batch_at` gives: a checkpoint with another one is refused.
+    """
     optimizers = _optimizers(model, config)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     step, history = 0, []
-    if kept := checkpoint.load_latest(folder):
+    if kept := checkpoint.load_latest(folder, fingerprint):
         step, history = kept.step, kept.log_history
         with torch.no_grad():
             for name, parameter in parameters.items():
@@ -109,7 +115,7 @@ def fit(
                 on_log(entry)
         if _rank() == 0 and (step % config.save_steps == 0 or step == config.steps):
             states = {name: optimizer.state_dict() for name, optimizer in optimizers.items()}
-            checkpoint.save(folder, checkpoint.State(step, dict(parameters), states, history, {}))
+            checkpoint.save(folder, checkpoint.State(step, dict(parameters), states, history, fingerprint))
     return history
 
 
@@ -187,10 +193,12 @@ def fine_tune(
         return join(prompts.get(wanted), answers, backbone.encoder.pad_id, backbone.device)
 
     config = SFTConfig(steps=per_epoch * settings.epochs, learning_rate=settings.learning_rate, warmup_steps=10)
+    asked = [(path.name, question, answer) for path, question, answer in examples]
+    fingerprint = row_id("sft", *identity(settings), backbone.revision, asked)
     with backbone.activate("sft", learn=True):
         fit(
             backbone.base, batch_at, config, folder / "training",
-            lambda entry: on_log(int(entry["step"]), {"loss/sft": entry["loss"]}),
+            lambda entry: on_log(int(entry["step"]), {"loss/sft": entry["loss"]}), fingerprint,
         )  # fmt: skip
     export(folder / merged, backbone, "sft")
     return config.steps

@@ -21,7 +21,7 @@ def pairs_about_length(clips: list[Path], count: int = 16) -> list[LabeledPair]:
     """A judge with a taste that is easy to learn: the shorter answer is better."""
     return [
         LabeledPair(
-            str(i), f"video{i % 4}",
+            str(i),
             Scored(clips[i % 4], "describe the video .", "a red circle grows ."),
             Scored(clips[i % 4], "describe the video .", "a red circle grows and a blue cross blinks ."),
             1.0,
@@ -92,8 +92,26 @@ def test_micro_batches_change_memory_and_nothing_else(
 
 
 def test_a_checkpoint_that_was_being_written_is_ignored(tmp_path: Path) -> None:
-    state = checkpoint.State(3, {"w": torch.ones(2)}, {}, [], {})
+    state = checkpoint.State(3, {"w": torch.ones(2)}, {}, [], "mine")
     checkpoint.save(tmp_path, state)
     (tmp_path / "checkpoint-9").mkdir()
-    kept = checkpoint.load_latest(tmp_path)
+    kept = checkpoint.load_latest(tmp_path, "mine")
     assert kept is not None and kept.step == 3 and torch.equal(kept.weights["w"], torch.ones(2))
+
+
+def test_the_state_of_another_training_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, checkpoint.State(3, {"w": torch.ones(2)}, {}, [], "mine"))
+    with pytest.raises(UserError, match="another training"):
+        checkpoint.load_latest(tmp_path, "yours")
+
+
+def test_a_folder_is_not_trained_further_with_other_settings(
+    ppo_settings: PPO, reward_folder: Path, rows: list[Scored], tmp_path: Path
+) -> None:
+    """Except those that change what it costs and not what it learns."""
+    PPOTrainer(dataclasses.replace(ppo_settings, iterations=1, save_every=1), reward_folder, rows, tmp_path).train()
+    cheaper = dataclasses.replace(ppo_settings, iterations=1, save_every=3, micro_batch=1)
+    PPOTrainer(cheaper, reward_folder, rows, tmp_path).train()
+    other = dataclasses.replace(ppo_settings, iterations=1, kl_coef=0.5)
+    with pytest.raises(UserError, match="another training"):
+        PPOTrainer(other, reward_folder, rows, tmp_path).train()
