@@ -1,83 +1,212 @@
 """The first rows: videos from a folder and questions from a file.
 
 A video is known by the hash of its bytes, so the same file under two names is one row. A file that cannot be read
-is a row whose status says why. The split belongs to the video: a hash of it, 80/10/10, and it never changes.
+is a row whose status says why. The split belongs to the video: a hash of it, 80/10/10, and it never changes. What
+may change is where the file lies: a row whose file has moved follows it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_rlaif.datagen.job import Outcome, derive
+from vlm_rlaif.datagen.job import OpenRun, Outcome, derive, record_run
 from vlm_rlaif.datagen.progress import Bar
+from vlm_rlaif.datagen.questions import match_videos, read_questions
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.journal import only_one, replay
 from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 from vlm_rlaif.warehouse.video import VideoError, hash_file, probe
 
-SUFFIXES = {
-    ".mp4",
-    ".mkv",
-    ".webm",
-    ".mov",
-    ".avi",
-    ".m4v",
-    ".ts",
-    ".mpg",
-    ".mpeg",
-    ".flv",
-    ".ogv",
-    ".gif",
-}
+SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ogv", ".gif"}
+"""What is taken from a folder. `.ts` is not: it is TypeScript more often than video."""
 
 
-def add_videos(warehouse: Warehouse, folder: Path) -> Outcome:
-    """Add every video file below a folder, or one file."""
-    files = video_files(folder)
+@dataclass(frozen=True, slots=True)
+class Added(Outcome):
+    """How `add` ended. `failed` counts files that could not even be hashed or named, and so are no rows."""
 
-    def rows(run_id: str) -> Sequence[Record]:
-        known = {row["video_id"] for row in warehouse.rows("SELECT video_id FROM videos")}
-        made: dict[str, Record] = {}
+    moved: int = 0
+    """Known videos that were found at a new place."""
+    mended: int = 0
+    """Known videos that were unreadable and are not any more."""
+    unreadable: tuple[str, ...] = ()
+    """What is wrong with each file, seen this time, that cannot be read."""
+    video_ids: Mapping[str, str] = field(default_factory=dict)
+    """Absolute path -> video id, of every readable file seen this time."""
+
+    def __str__(self) -> str:
+        counts = {
+            "found at a new place": self.moved,
+            "readable now": self.mended,
+            "failed": self.failed,
+        }
+        said = [f"{count} {what}" for what, count in counts.items() if count]
+        if not self.written and not said:
+            return f"{self.stage}: nothing to do"
+        return f"{self.stage}: {', '.join([f'{self.written} rows written', *said])}"
+
+
+def add_videos(warehouse: Warehouse, folder: Path) -> Added:
+    """Add every video file below a folder, or one file.
+
+    Each new video is in the journal as soon as it is probed. The run begins with the first of them, so that adding
+    a folder again writes nothing.
+    """
+    files = video_files(folder, warehouse.path)
+    with only_one(warehouse, "add"), ExitStack() as stack:
+        replay(warehouse)
+        rows = warehouse.rows("SELECT video_id, uri, status FROM videos")
+
+        def start_run() -> OpenRun:
+            return stack.enter_context(record_run(warehouse, "add", {"folder": str(folder)}, "none"))
+
+        adding = _Adding(warehouse, {row["video_id"]: row for row in rows}, start_run)
         with Bar("add", len(files)) as bar:
             for file in files:
-                video_id = hash_file(file)
-                if video_id not in known and video_id not in made:
-                    made[video_id] = read_video(warehouse, file, video_id, run_id)
+                adding.see(file)
                 bar.advance()
-        return list(made.values())
-
-    return derive(warehouse, "add", {"folder": str(folder)}, rows)
+        return adding.end()
 
 
-def video_files(folder: Path) -> list[Path]:
-    if not folder.exists():
-        raise UserError(f"There is no folder {folder}.")
+def video_files(folder: Path, warehouse: Path) -> list[Path]:
+    """The files that a folder, or a file, stands for; links that lead nowhere too, to be told as unreadable."""
+    command = f"vlm-rlaif add {warehouse} FOLDER_OF_VIDEOS"
     if folder.is_file():
-        return [folder]
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if folder.suffix.lower() in SUFFIXES:
+            return [folder]
+        questions = f" --questions {folder}" if folder.suffix.lower() in (".json", ".jsonl") else ""
+        raise UserError(f"{folder} is no video by its name. {_known_suffixes()}", command + questions)
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder}.", command)
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    files = [path for path in found if os.path.isfile(path) or not os.path.exists(path)]
     if not files:
-        raise UserError(f"There is no video below {folder}.", f"Looked for {', '.join(sorted(SUFFIXES))}.")
+        raise UserError(f"There is no video below {folder}. {_known_suffixes()}", command)
     return files
 
 
-def read_video(warehouse: Warehouse, file: Path, video_id: str, run_id: str) -> Video:
-    """The row of one file, readable or not."""
-    path = file.resolve()
-    if path.is_relative_to(warehouse.folder):
-        path = path.relative_to(warehouse.folder)
-    known: dict[str, Any] = {"status": "ok"}
+def _known_suffixes() -> str:
+    return f"Videos are {', '.join(sorted(SUFFIXES))}."
+
+
+@dataclass(slots=True)
+class _Adding:
+    """An `add` under way."""
+
+    warehouse: Warehouse
+    known: dict[str, dict[str, Any]]
+    """The rows that stood before, by id."""
+    start_run: Callable[[], OpenRun]
+    run: OpenRun | None = None
+    first: dict[str, Path] = field(default_factory=dict)
+    """Video id -> the first file with these bytes."""
+    paths: dict[str, str] = field(default_factory=dict)
+    """Path -> video id; a link and what it leads to are two paths."""
+    bad: set[str] = field(default_factory=set)
+    """Ids of videos that cannot be read."""
+    unreadable: list[str] = field(default_factory=list)
+    failed: int = 0
+    mended: int = 0
+
+    def see(self, file: Path) -> None:
+        """Look at one file, and at its video when these bytes are met for the first time."""
+        path = Path(os.path.abspath(file))
+        names = [str(path), os.path.realpath(path)]
+        try:
+            "".join(names).encode()
+            video_id = hash_file(path)
+        except UnicodeEncodeError:
+            self._refuse(path, "its name is not UTF-8")
+            return
+        except OSError as error:
+            self._refuse(path, error.strerror or str(error))
+            return
+        self.paths |= dict.fromkeys(names, video_id)
+        if video_id not in self.first:
+            self.first[video_id] = path
+            self._bring_up_to_date(video_id, path)
+
+    def _refuse(self, path: Path, reason: str) -> None:
+        """A file without bytes or without a name cannot be a row."""
+        self.unreadable.append(f"{os.fsencode(path).decode(errors='backslashreplace')}: {reason}.")
+        self.failed += 1
+
+    def _bring_up_to_date(self, video_id: str, path: Path) -> None:
+        """A video without a row gets one, and a row that says unreadable is given another chance."""
+        row = self.known.get(video_id)
+        if row is not None and row["status"] == "ok":
+            return
+        found = look(path)
+        if found["status"] != "ok":
+            self.bad.add(video_id)
+            self.unreadable.append(found["status"])
+        if row is None:
+            self._append(video_id, path, found)
+        elif found["status"] == "ok":
+            columns = ", ".join(f"{name} = ?" for name in found)
+            self.warehouse.execute(f"UPDATE videos SET {columns} WHERE video_id = ?", [*found.values(), video_id])
+            self.mended += 1
+
+    def _append(self, video_id: str, path: Path, found: dict[str, Any]) -> None:
+        self.run = self.run or self.start_run()
+        video = Video(
+            video_id=video_id, uri=uri_of(self.warehouse, path), source=path.parent.name, video_group=video_id,
+            split=split_of(video_id), run_id=self.run.run_id, **found,
+        )  # fmt: skip
+        self.run.journal.append([video])
+        self.run.written += 1
+
+    def _follow(self) -> int:
+        """Known videos that are not where they were get the place where they were seen; returns how many."""
+        moved = {video_id: path for video_id, path in self.first.items() if self._is_gone(video_id)}
+        if moved:
+            places = [(uri_of(self.warehouse, path), path.parent.name) for path in moved.values()]
+            self.warehouse.execute(
+                "UPDATE videos SET uri = moved.uri, source = moved.source FROM (SELECT unnest(?) AS video_id,"
+                " unnest(?) AS uri, unnest(?) AS source) AS moved WHERE videos.video_id = moved.video_id",
+                [list(moved), *map(list, zip(*places, strict=True))],
+            )
+        return len(moved)
+
+    def _is_gone(self, video_id: str) -> bool:
+        """Whether a known video's place is empty, or was just seen to hold other bytes."""
+        if video_id not in self.known:
+            return False
+        stored = str(self.warehouse.video_path(self.known[video_id]["uri"]))
+        return self.paths.get(stored, video_id) != video_id or not os.path.isfile(stored)
+
+    def end(self) -> Added:
+        """Settle what can only be settled after the last file."""
+        moved = self._follow()
+        written, run_id = 0, None
+        if self.run is not None:
+            self.run.failed = self.failed
+            written, run_id = self.run.written, self.run.run_id
+        return Added(
+            "add", written, self.failed, pending=written, run_id=run_id, moved=moved, mended=self.mended,
+            unreadable=tuple(self.unreadable),
+            video_ids={path: video_id for path, video_id in self.paths.items() if video_id not in self.bad},
+        )  # fmt: skip
+
+
+def look(path: Path) -> dict[str, Any]:
+    """The columns of `videos` that come from the file itself; `status` says what is wrong with it."""
     try:
-        found = probe(file)
-        known |= {name: getattr(found, name) for name in found.__dataclass_fields__}
+        return {"status": "ok", **asdict(probe(path))}
     except VideoError as error:
-        known["status"] = str(error)
-    return Video(
-        video_id=video_id, uri=str(path), source=file.parent.name, video_group=video_id,
-        split=split_of(video_id), run_id=run_id, **known,
-    )  # fmt: skip
+        return {"status": str(error)}
+
+
+def uri_of(warehouse: Warehouse, path: Path) -> str:
+    """A file's place as rows hold it: relative where it lies beside the warehouse and moves with it."""
+    real = Path(os.path.realpath(path))
+    return str(real.relative_to(warehouse.folder) if real.is_relative_to(warehouse.folder) else real)
 
 
 def split_of(group: str) -> str:
@@ -92,74 +221,27 @@ def split_of(group: str) -> str:
     return "train" if place < 80 else "val" if place < 90 else "test"
 
 
-def add_questions(warehouse: Warehouse, file: Path) -> Outcome:
+def add_questions(warehouse: Warehouse, file: Path, seen: Mapping[str, str] | None = None) -> Outcome:
     """Add questions from JSONL: `{"video": "name.mp4", "question": "...", "reference": ..., "kind": ...}`.
 
-    A line without a video asks the question of every video.
+    A line without a video asks the question of every video. `seen` are further paths of videos (path -> video id):
+    a file whose bytes are known under another name has no row of its own, and may be named all the same.
     """
     lines = read_questions(file)
 
     def rows(run_id: str) -> Sequence[Record]:
-        videos = warehouse.rows("SELECT video_id, uri FROM videos WHERE status = 'ok'")
+        stored = warehouse.rows("SELECT video_id, uri FROM videos WHERE status = 'ok'")
+        places = [(str(warehouse.video_path(row["uri"])), row["video_id"]) for row in stored]
         known = {row["question_id"] for row in warehouse.rows("SELECT question_id FROM questions")}
         made: dict[str, Record] = {}
-        for number, line in lines:
-            asked = match_videos(videos, line.get("video"), f"{file}:{number}")
-            for video_id in asked:
+        for line, video_ids in match_videos(lines, [*places, *(seen or {}).items()], file, warehouse.path):
+            for video_id in video_ids:
                 question = make_question(video_id, line, "imported", run_id)
                 if question.question_id not in known:
                     made[question.question_id] = question
         return list(made.values())
 
     return derive(warehouse, "questions", {"file": str(file)}, rows)
-
-
-def read_questions(file: Path) -> list[tuple[int, dict[str, Any]]]:
-    """(line number, record) of every line; all malformed lines are reported together."""
-    if not file.is_file():
-        raise UserError(f"There is no question file {file}.")
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8: {error}.") from None
-    good, bad = [], []
-    for number, text in enumerate(lines, 1):
-        if not text.strip():
-            continue
-        try:
-            good.append((number, read_question(text)))
-        except ValueError as error:
-            bad.append(f"{file}:{number}: {error}")
-    if bad:
-        expected = '{"video": "name.mp4", "question": "What happens?"}'
-        raise UserError(*bad[:10], f"{len(bad)} bad lines. A line looks like this: {expected}")
-    return good
-
-
-def read_question(text: str) -> dict[str, Any]:
-    """One line; raises `ValueError` when it is not a question in words."""
-    record = json.loads(text)
-    if not isinstance(record, dict) or record.get("question") is None:
-        raise ValueError("it has no question")
-    for key in ("question", "reference", "kind", "video"):
-        if not isinstance(record.get(key), str | None):
-            raise ValueError(f"`{key}` is not text: {record[key]!r}")
-    if not record["question"].strip():
-        raise ValueError("it has no question")
-    return record
-
-
-def match_videos(videos: Iterable[dict[str, Any]], name: str | None, where: str) -> list[str]:
-    """Videos that a question is about: all without a name, else those whose path ends in it."""
-    found = [
-        v["video_id"] for v in videos if name is None or v["video_id"] == name or f"/{v['uri']}".endswith(f"/{name}")
-    ]
-    if not found:
-        raise UserError(
-            f"{where}: no readable video is called {name!r}.",
-            "vlm-rlaif tables W shows what is there.",
-        )
-    return found
 
 
 def make_question(video_id: str, line: dict[str, Any], source: str, run_id: str) -> Question:

@@ -1,4 +1,7 @@
-"""Questions that a model writes from the context, for videos that came without any."""
+"""Questions that a model writes from the context, for videos that came without any.
+
+Another model or prompt writes questions of its own; a recipe reads those of its own `ask:` part, never both.
+"""
 
 from __future__ import annotations
 
@@ -24,13 +27,15 @@ class AskStage:
     spec: Spec
     context_spec: str
     name: str = "ask"
+    needs: str = "contexts (vlm-rlaif datagen context)"
 
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
             "SELECT x.video_id, x.context_id, x.text FROM contexts x WHERE x.spec_id = $context"
-            " AND ($everything OR NOT EXISTS (SELECT 1 FROM questions q WHERE q.video_id = x.video_id))"
+            " AND ($everything OR NOT EXISTS (SELECT 1 FROM questions q WHERE q.video_id = x.video_id"
+            " AND (q.spec_id IS NULL OR q.spec_id = $spec)))"
             " ORDER BY x.video_id",
-            {"context": self.context_spec, "everything": everything},
+            {"context": self.context_spec, "spec": self.spec.spec_id, "everything": everything},
         )
         return [{**r, "row_id": self._question_id(r["context_id"], 0)} for r in rows]
 

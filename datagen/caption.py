@@ -21,6 +21,7 @@ class CaptionStage:
     spec: Spec
     clip_method: str
     name: str = "caption"
+    needs: str = "clips (vlm-rlaif datagen clip)"
 
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(

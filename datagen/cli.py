@@ -44,20 +44,21 @@ def stage_options(command: Any) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
 def add(warehouse: Path, folder: Path, questions: Path | None, as_json: bool) -> int:
     """Add the videos below FOLDER, and questions about them."""
-    from vlm_rlaif.datagen.add import add_questions, add_videos, read_questions
+    from vlm_rlaif.datagen.add import add_questions, add_videos
+    from vlm_rlaif.datagen.questions import read_questions
     from vlm_rlaif.warehouse.store import Warehouse
 
     opened = Warehouse.open(warehouse)
     if questions:
         read_questions(questions)  # complain about a bad file before any video is read
-    outcomes = [add_videos(opened, folder)]
+    added = add_videos(opened, folder)
+    for problem in added.unreadable:
+        click.echo(f"unreadable: {problem}", err=True)
+    outcomes: list[Outcome] = [added]
     if questions:
-        outcomes.append(add_questions(opened, questions))
-    bad = opened.rows("SELECT uri, status FROM videos WHERE status <> 'ok'")
-    for video in bad:
-        click.echo(f"unreadable: {video['status']}", err=True)
+        outcomes.append(add_questions(opened, questions, added.video_ids))
     finish(outcomes, as_json)
-    return EXIT_FAILED_ROWS if bad else 0
+    return EXIT_FAILED_ROWS if added.unreadable else 0
 
 
 @click.group()
@@ -72,7 +73,7 @@ def finish(outcomes: Sequence[Outcome], as_json: bool) -> int:
     else:
         for outcome in outcomes:
             click.echo(str(outcome))
-    return EXIT_FAILED_ROWS if any(outcome.failed for outcome in outcomes) else 0
+    return EXIT_FAILED_ROWS if any(outcome.failed or outcome.failed_before for outcome in outcomes) else 0
 
 
 def run_stages(
@@ -87,7 +88,7 @@ def run_stages(
     opened = Warehouse.open(warehouse)
     if dry_run:
         for stage in stages:
-            click.echo(estimate(opened, stage))
+            click.echo(estimate(opened, stage, limit=limit, retry_failed=retry_failed))
         return 0
     engines = Engines(engine_name)
     outcomes = [
@@ -97,9 +98,12 @@ def run_stages(
     return finish(outcomes, as_json)
 
 
-def estimate(warehouse: Warehouse, stage: Stage) -> str:
+def estimate(warehouse: Warehouse, stage: Stage, *, limit: int | None = None, retry_failed: bool = False) -> str:
     """Rows, frames and words that a stage would cost, and seconds at the pace of its earlier runs."""
-    rows = stage.pending(warehouse)
+    from vlm_rlaif.datagen.job import failed_attempts, waiting_rows
+
+    failed = {} if retry_failed else failed_attempts(warehouse, stage.name)
+    rows, _ = waiting_rows(stage.pending(warehouse), failed, limit)
     requests = [stage.request(warehouse, row) for row in rows[:50]]
     scale = len(rows) / max(1, len(requests))
     frames = sum(r.video.frames.count for r in requests if r.video) * scale

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import platform
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -44,6 +44,10 @@ class Stage(Protocol):
     @property
     def spec(self) -> Spec: ...
 
+    @property
+    def needs(self) -> str:
+        """What it works on, and the command that makes it."""
+
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         """Rows that do not stand yet (or `everything`, to look at), requests of one video together."""
 
@@ -64,12 +68,18 @@ class Outcome:
     pending: int = 0
     """Rows that were waiting when it started."""
     run_id: str | None = None
+    failed_before: int = 0
+    """Rows that failed in an earlier run and were left alone in this one."""
+    missing: str = ""
+    """What there is none of, where there is nothing to work on."""
 
     def __str__(self) -> str:
-        if not self.pending and not self.written:
-            return f"{self.stage}: nothing to do"
-        failed = f", {self.failed} failed (see the table failures)" if self.failed else ""
-        return f"{self.stage}: {self.written} rows written{failed}"
+        if self.missing:
+            return f"{self.stage}: nothing to work on, it needs {self.missing}"
+        done = f"{self.written} rows written" if self.pending or self.written else "nothing to do"
+        failed = f", {self.failed} failed (FROM open_failures says why)" if self.failed else ""
+        before = f", {self.failed_before} failed before (--retry-failed tries again)" if self.failed_before else ""
+        return f"{self.stage}: {done}{failed}{before}"
 
 
 def run_stage(
@@ -84,16 +94,20 @@ def run_stage(
     with only_one(warehouse, stage.name):
         replay(warehouse)
         attempts = failed_attempts(warehouse, stage.name)
-        waiting = stage.pending(warehouse)
-        if not retry_failed:
-            waiting = [row for row in waiting if row["row_id"] not in attempts]
-        waiting = waiting[:limit]
+        waiting, left = waiting_rows(stage.pending(warehouse), {} if retry_failed else attempts, limit)
         if not waiting:
-            return Outcome(stage.name)
+            empty = not left and not stage.pending(warehouse, everything=True)
+            return Outcome(stage.name, failed_before=left, missing=stage.needs if empty else "")
         model = engine()
         with record_run(warehouse, stage.name, asdict(stage.spec), model.name) as run:
             _pump(stage, model.generate(stage.request(warehouse, row) for row in waiting), waiting, attempts, run)
-        return Outcome(stage.name, run.written, run.failed, len(waiting), run.run_id)
+        return Outcome(stage.name, run.written, run.failed, len(waiting), run.run_id, left)
+
+
+def waiting_rows(pending: list[Row], failed: Container[str], limit: int | None) -> tuple[list[Row], int]:
+    """The pending rows that a run would compute, and how many it leaves alone because they have failed before."""
+    waiting = [row for row in pending if row["row_id"] not in failed]
+    return waiting[:limit], len(pending) - len(waiting)
 
 
 def failed_attempts(warehouse: Warehouse, stage: str) -> dict[str, int]:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
-from vlm_rlaif.warehouse.errors import UserError, nearest
+from vlm_rlaif.warehouse.errors import MissingExtra, UserError, nearest
 
 EMBEDDED = "embedded:"
+MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
+"""What is fetched from the hub: never a pickle. `*.py` runs only where an engine is told to trust it."""
 
 
 def resolve(model: str) -> str:
-    """A folder of weights, or a hub id that transformers can find in its cache or on the hub."""
+    """A folder of weights, or a hub id; asks nobody."""
     if model.startswith(EMBEDDED):
         name = model.removeprefix(EMBEDDED)
         shipped = Path(str(resources.files("vlm_rlaif.datagen") / "embedded"))
@@ -43,6 +47,27 @@ def resolve(model: str) -> str:
     return model
 
 
+def download(model: str) -> str:
+    """A folder with exactly the weights that `revision` names; those of a hub id are fetched where they are missing.
+
+    Whatever loads a model loads this folder: a hub id may mean other weights by then.
+    """
+    found = resolve(model)
+    if Path(found).is_dir():
+        return found
+    commit = revision(model)
+    with _asking_the_hub(model):
+        from huggingface_hub import snapshot_download
+
+        folder = snapshot_download(model, revision=commit, allow_patterns=MODEL_FILES)
+    if not any(Path(folder).glob("*.safetensors")):
+        raise UserError(
+            f"The model {model} has no weights as *.safetensors; pickles are never loaded.",
+            "Give the path of a folder with --model FOLDER.",
+        )
+    return folder
+
+
 @functools.cache
 def revision(model: str) -> str:
     """Hash of the configuration and weights of a folder; the cached commit of a hub id."""
@@ -62,19 +87,30 @@ def _file_hash(file: Path) -> bytes:
 
 
 def _hub_commit(model: str) -> str:
-    """The commit that `main` points to in the local hub cache; asks the hub when it is not there."""
-    cache = Path(os.environ.get("HF_HUB_CACHE", Path.home() / ".cache/huggingface/hub"))
-    ref = cache / f"models--{model.replace('/', '--')}" / "refs" / "main"
-    if ref.is_file():
-        return ref.read_text(encoding="utf-8").strip()
-    from huggingface_hub import model_info
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+    """The commit that `main` points to in the local hub cache.
 
+    When it is not there, the hub is asked for the configuration, which notes the commit in the cache: from then on
+    the model stays the same on this machine, with a network or without.
+    """
+    with _asking_the_hub(model):
+        from huggingface_hub import constants, snapshot_download
+
+        ref = Path(constants.HF_HUB_CACHE) / f"models--{model.replace('/', '--')}" / "refs" / "main"
+        if ref.is_file():
+            return ref.read_text(encoding="utf-8").strip()
+        return Path(snapshot_download(model, allow_patterns="config.json")).name
+
+
+@contextmanager
+def _asking_the_hub(model: str) -> Iterator[None]:
+    """Whatever goes wrong (the name, the network, the token, the disk) is told as one mistake of the user."""
     try:
-        return str(model_info(model).sha)
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        yield
+    except ModuleNotFoundError:
+        raise MissingExtra(f"The hub model {model}", "models") from None
+    except Exception as error:  # names, networks and disks fail with errors that have no other class in common
         raise UserError(
-            f"The model {model} is neither a folder nor in the local cache, and the hub did not answer:",
-            f"  {type(error).__name__}",
-            "Give the path of a folder with --model.",
+            f"The model {model} is no folder here, and it could not be had from the hub:",
+            f"  {type(error).__name__}: {textwrap.shorten(str(error), 300)}",
+            "Give the path of a folder with --model FOLDER.",
         ) from None

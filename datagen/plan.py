@@ -58,6 +58,11 @@ def ask_stage(recipe: Recipe) -> AskStage:
     return AskStage(settings, model_spec("ask", settings, {"context": context}), context)
 
 
+def asked_by(recipe: Recipe) -> str | None:
+    """The spec whose questions a recipe reads beside those that were imported."""
+    return ask_stage(recipe).spec.spec_id if recipe.ask is not None else None
+
+
 def respond_stage(recipe: Recipe) -> RespondStage:
     settings = part(recipe, "respond")
-    return RespondStage(settings, model_spec("respond", settings, {}))
+    return RespondStage(settings, model_spec("respond", settings, {}), asked_by(recipe))

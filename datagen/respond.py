@@ -20,18 +20,27 @@ class RespondStage:
 
     recipe: Responding
     spec: Spec
+    ask_spec: str | None
+    """Questions of this spec are answered beside the imported ones."""
     name: str = "respond"
+    needs: str = "questions (vlm-rlaif add W FOLDER --questions FILE.jsonl)"
 
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
             "SELECT q.question_id, q.text, v.uri, s.sample_index FROM questions q"
             " JOIN videos v USING (video_id)"
             " CROSS JOIN (SELECT unnest(range($samples)) AS sample_index) s"
-            " WHERE v.status = 'ok' AND ($everything OR NOT EXISTS (SELECT 1 FROM responses r"
+            " WHERE v.status = 'ok' AND (q.spec_id IS NULL OR q.spec_id = $ask)"
+            " AND ($everything OR NOT EXISTS (SELECT 1 FROM responses r"
             " WHERE r.question_id = q.question_id AND r.spec_id = $spec"
             " AND r.sample_index = s.sample_index))"
             " ORDER BY q.video_id, q.question_id, s.sample_index",
-            {"samples": self.recipe.samples, "spec": self.spec.spec_id, "everything": everything},
+            {
+                "samples": self.recipe.samples,
+                "spec": self.spec.spec_id,
+                "ask": self.ask_spec,
+                "everything": everything,
+            },
         )
         return [
             {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlm_rlaif.datagen import shapes
@@ -17,34 +17,43 @@ from vlm_rlaif.warehouse.store import Warehouse
 
 
 def add_world(warehouse: Warehouse, recipe: World) -> list[Outcome]:
-    """Render what is missing below `videos/` beside the warehouse; add videos and questions."""
-    folder = warehouse.folder / "videos"
-    folder.mkdir(exist_ok=True)
+    """Render what is missing in the world's own folder beside the warehouse; add videos and questions."""
+    folder = world_folder(warehouse, recipe)
+    folder.mkdir(parents=True, exist_ok=True)
     world = shapes.World(recipe.seed)
     with Bar("render", recipe.videos) as bar:
         for video in world.videos(recipe.videos):
-            path = folder / file_name(recipe, video.index)
+            path = video_file(folder, video.index)
             if not path.exists():
                 write_mp4(video, path, recipe.size)
             bar.advance()
-    return [add_videos(warehouse, folder), _add_questions(warehouse, recipe, world)]
+    added = add_videos(warehouse, folder)
+    return [added, _add_questions(warehouse, recipe, world, added.video_ids)]
 
 
-def file_name(recipe: World, index: int) -> str:
-    return f"shapes-{recipe.seed}-{index:05d}.mp4"
+def world_folder(warehouse: Warehouse, recipe: World) -> Path:
+    """Other pixels lie in another folder, and the user's own videos in none of them."""
+    return warehouse.folder / "videos" / f"shapes-{recipe.seed}-{recipe.size}"
 
 
-def _add_questions(warehouse: Warehouse, recipe: World, world: shapes.World) -> Outcome:
+def video_file(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.mp4"
+
+
+def _add_questions(warehouse: Warehouse, recipe: World, world: shapes.World, video_ids: Mapping[str, str]) -> Outcome:
+    """Questions about every file that can be read; `video_ids` are by path."""
+    folder = world_folder(warehouse, recipe)
+
     def rows(run_id: str) -> Sequence[Record]:
-        found = warehouse.rows("SELECT video_id, uri FROM videos WHERE status = 'ok'")
-        by_name = {Path(row["uri"]).name: row["video_id"] for row in found}
         known = {row["question_id"] for row in warehouse.rows("SELECT question_id FROM questions")}
         made = []
         for video in world.videos(recipe.videos):
+            video_id = video_ids.get(str(video_file(folder, video.index)))
+            if video_id is None:
+                continue
             rng = random.Random(f"questions/{recipe.seed}/{video.index}")
             for asked in shapes.pick_questions(rng, video, recipe.questions):
                 line = {"question": asked.text, "reference": asked.reference, "kind": asked.kind}
-                video_id = by_name[file_name(recipe, video.index)]
                 question = make_question(video_id, line, "shapes", run_id)
                 if question.question_id not in known:
                     made.append(question)

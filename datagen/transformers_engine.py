@@ -40,7 +40,7 @@ class TransformersEngine:
         self, model: str, *, device: str | None = None, batch_size: int = 64,
         decode_threads: int = 2, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
-        folder = models.resolve(model)
+        folder = models.download(model)
         self.model, self.revision = model, models.revision(model)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = Encoder.load(folder, trust_remote_code)

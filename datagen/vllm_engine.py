@@ -47,7 +47,7 @@ class VLLMEngine:
         self, model: str, *, max_num_seqs: int = 64, max_model_len: int | None = None,
         gpu_memory_share: float = 0.9, decode_threads: int = 2, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
-        folder = models.resolve(model)
+        folder = models.download(model)
         self.model, self.revision = model, models.revision(model)
         self.encoder = Encoder.load(folder, trust_remote_code)
         self.max_num_seqs, self.decode_threads = max_num_seqs, decode_threads

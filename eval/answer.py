@@ -10,9 +10,9 @@ from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.caption import text_of
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.job import Row
-from vlm_rlaif.datagen.plan import model_spec, part
+from vlm_rlaif.datagen.plan import asked_by, model_spec, part
 from vlm_rlaif.datagen.respond import seed_of
-from vlm_rlaif.warehouse.config import Recipe, Responding, Sampling
+from vlm_rlaif.warehouse.config import Evaluation, Recipe, Responding, Sampling
 from vlm_rlaif.warehouse.records import Answer, Record, Spec, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -23,10 +23,13 @@ class AnswerStage:
 
     settings: Responding
     spec: Spec
+    ask_spec: str | None
+    """Questions of this spec are answered beside the imported ones."""
     split: str
     most: int | None = None
     """At most this many questions, in the order of their ids."""
     name: str = "answer"
+    needs: str = "questions about videos of its split (vlm-rlaif add W FOLDER --questions FILE.jsonl)"
 
     @property
     def benchmark(self) -> str:
@@ -36,14 +39,15 @@ class AnswerStage:
         rows = warehouse.rows(
             "SELECT q.question_id, q.text, v.uri, s.sample_index FROM"
             " (SELECT q.* FROM questions q JOIN videos v USING (video_id)"
-            "  WHERE v.split = $split AND v.status = 'ok' ORDER BY q.question_id LIMIT $most) q"
+            "  WHERE v.split = $split AND v.status = 'ok' AND (q.spec_id IS NULL OR q.spec_id = $ask)"
+            "  ORDER BY q.question_id LIMIT $most) q"
             " JOIN videos v USING (video_id)"
             " CROSS JOIN (SELECT unnest(range($samples)) AS sample_index) s"
             " WHERE ($everything OR NOT EXISTS (SELECT 1 FROM answers a WHERE a.question_id = q.question_id"
             " AND a.spec_id = $spec AND a.sample_index = s.sample_index))"
             " ORDER BY q.video_id, q.question_id, s.sample_index",
             {
-                "everything": everything, "split": self.split,
+                "everything": everything, "split": self.split, "ask": self.ask_spec,
                 "samples": self.settings.samples, "spec": self.spec.spec_id,
                 "most": self.most if self.most is not None else 2**40,
             },
@@ -81,11 +85,11 @@ def answer_stage(
     recipe: Recipe, model: str | None = None, *, samples: int = 1, split: str | None = None
 ) -> AnswerStage:
     """Greedy answers with one sample, sampled ones with more; `model` None = the policy's start."""
-    evaluate, respond = part(recipe, "evaluate"), part(recipe, "respond")
+    evaluate, respond = recipe.evaluate or Evaluation(), part(recipe, "respond")
     greedy = Sampling(max_new_tokens=respond.sampling.max_new_tokens)
     settings = dataclasses.replace(
         respond, model=model or respond.model, samples=samples,
         sampling=greedy if samples == 1 else respond.sampling,
     )  # fmt: skip
     where = split or evaluate.split
-    return AnswerStage(settings, model_spec("answer", settings, {}), where, evaluate.max_questions)
+    return AnswerStage(settings, model_spec("answer", settings, {}), asked_by(recipe), where, evaluate.max_questions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 @click.option("--model", help="Use this model for every stage (folder, hub id, embedded:NAME).")
 @click.option("--engine", "engine_name", default="auto", show_default=True,
               type=click.Choice(["auto", "transformers", "vllm"]), help="What runs the model.")  # fmt: skip
-def run(arguments: tuple[str, ...], into: Path | None, model: str | None, engine_name: str) -> int:
+@click.option("--retry-failed", is_flag=True, help="Try failed rows once more.")
+def run(
+    arguments: tuple[str, ...], into: Path | None, model: str | None, engine_name: str, retry_failed: bool
+) -> int:
     """Run a whole recipe: `run shapes --into demo`, or `run w.duckdb recipe.yaml --model M`."""
     if len(arguments) != (1 if into else 2):
         raise UserError(
@@ -42,7 +46,7 @@ def run(arguments: tuple[str, ...], into: Path | None, model: str | None, engine
     started = time.monotonic()
     recipe = load(arguments[-1], model)
     warehouse = place(recipe, into, Path(arguments[0]))
-    journey = travel(warehouse, recipe, engine_name)
+    recipe, journey = travel(warehouse, recipe, engine_name, retry_failed=retry_failed)
     report(warehouse, recipe, journey)
     minutes, peak_gb = (time.monotonic() - started) / 60, peak_memory_gb()
     click.echo(f"{recipe.name}: {minutes:.1f} minutes, at most {peak_gb:.1f} GB of memory.")
@@ -76,7 +80,8 @@ def peak_memory_gb() -> float:
     """The most memory that this process has held."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    units = 1e9 if sys.platform == "darwin" else 1e6  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units
 
 
 NEXT = (
@@ -124,15 +129,17 @@ def score(warehouse: Path, as_json: bool) -> int:
 @evaluate.command("report")
 @warehouse_argument
 @RECIPE
-def report_command(warehouse: Path, recipe_name: str) -> None:
+@click.option("--model", help="The model that the stages used instead of the recipe's.")
+def report_command(warehouse: Path, recipe_name: str, model: str | None) -> None:
     """Print the figures of a recipe and write report.html, from the rows that stand."""
     from vlm_rlaif.eval.conductor import Journey
     from vlm_rlaif.train.run import standing
     from vlm_rlaif.warehouse.config import load
     from vlm_rlaif.warehouse.store import Warehouse
 
-    opened, recipe = Warehouse.open(warehouse), load(recipe_name)
-    report(opened, recipe, Journey(trained=standing(opened, recipe)))
+    opened = Warehouse.open(warehouse)
+    recipe, trained = standing(opened, load(recipe_name, model))
+    report(opened, recipe, Journey(trained=trained))
 
 
 @click.command("show-prompt")

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from vlm_rlaif.datagen import models, prompt
 from vlm_rlaif.datagen.clip import clip
 from vlm_rlaif.datagen.context import context
 from vlm_rlaif.datagen.engines import Engines
@@ -37,12 +37,20 @@ from vlm_rlaif.eval.figures import (
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
 from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.train.jobs import Trained
+from vlm_rlaif.train.run import (
+    MERGED,
+    after_sft,
+    require_packages,
+    taught_by,
+    text_only,
+    train_ppo,
+    train_reward,
+    train_sft,
+)
 from vlm_rlaif.warehouse.config import Recipe
+from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.store import Warehouse
-
-if TYPE_CHECKING:
-    from vlm_rlaif.train.jobs import Trained
-
 
 AskModel = Callable[[Stage], None]
 
@@ -53,11 +61,11 @@ class Journey:
 
     outcomes: list[Outcome] = field(default_factory=list)
     trained: dict[str, Trained] = field(default_factory=dict)
-    """By role: `rm`, `rm_text_only`, `policy`."""
+    """By role: `sft`, `rm`, `rm_text_only`, `policy`."""
 
     @property
     def failed(self) -> int:
-        return sum(outcome.failed for outcome in self.outcomes)
+        return sum(outcome.failed + outcome.failed_before for outcome in self.outcomes)
 
     def add(self, *outcomes: Outcome) -> None:
         for outcome in outcomes:
@@ -70,25 +78,60 @@ class Journey:
         return trained
 
 
-def travel(warehouse: Warehouse, recipe: Recipe, engine_name: str = "auto") -> Journey:
-    """Run every stage that the recipe has a part for."""
+def travel(
+    warehouse: Warehouse, recipe: Recipe, engine_name: str = "auto", *, retry_failed: bool = False
+) -> tuple[Recipe, Journey]:
+    """Run every stage that the recipe has a part for.
+
+    Returned with the recipe as it was run: after fine-tuning, the policy starts as the fine-tuned model.
+    """
+    check(recipe)
     journey, engines = Journey(), Engines(engine_name)
 
     def ask_model(stage: Stage) -> None:
-        journey.add(run_stage(warehouse, stage, engines.of(stage.spec.model)))
+        model = engines.of(stage.spec.model)
+        journey.add(run_stage(warehouse, stage, model, retry_failed=retry_failed))
 
     try:
-        generate(warehouse, recipe, journey, ask_model)
+        recipe = generate(warehouse, recipe, journey, ask_model)
+        engines.close()  # a GPU is not big enough for an engine and a trainer
         learn(warehouse, recipe, journey)
         if recipe.evaluate is not None and recipe.respond is not None:
             evaluate(warehouse, recipe, journey, ask_model)
     finally:
         engines.close()
-    return journey
+    return recipe, journey
 
 
-def generate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:
-    """Videos, clips, captions, contexts, questions, responses, pairs, labels."""
+def check(recipe: Recipe) -> None:
+    """Resolve every part of a recipe: a wrong prompt or model must not show itself after hours of work."""
+    makers: dict[str, Callable[[], object]] = {
+        "clip": lambda: clip_method(recipe),
+        "caption": lambda: caption_stage(recipe),
+        "context": lambda: context_spec(recipe),
+        "ask": lambda: ask_stage(recipe),
+        "respond": lambda: respond_stage(recipe),
+        "label": lambda: [label_stage(recipe, arm) for arm in part(recipe, "label").arms],
+    }
+    for name, make in makers.items():
+        if getattr(recipe, name) is not None:
+            make()
+    trainers = [settings for settings in (recipe.sft, recipe.reward, recipe.ppo) if settings is not None]
+    if trainers:
+        require_packages()
+    for settings in trainers:
+        models.revision(settings.model)
+        for wording in (settings.prompt, getattr(settings, "context_prompt", None)):
+            if wording is not None:
+                prompt.load(wording)
+    if recipe.ppo is not None:
+        part(recipe, "reward")
+    if recipe.reward is not None and taught_by(recipe) not in part(recipe, "label").arms:
+        raise UserError(f"The reward model learns from the arm {taught_by(recipe)!r}, which `label:` does not make.")
+
+
+def generate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> Recipe:
+    """Videos, clips, captions, contexts, questions, then the policy's responses to them, pairs and labels."""
     if recipe.world is not None:
         journey.add(*add_world(warehouse, recipe.world))
     if recipe.clip is not None:
@@ -100,18 +143,19 @@ def generate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: 
         journey.add(context(warehouse, context_spec(recipe), captions, clip_method(recipe)))
     if recipe.ask is not None:
         ask_model(ask_stage(recipe))
+    if recipe.sft is not None:
+        recipe = after_sft(recipe, journey.add_trained("sft", train_sft(warehouse, recipe)))
     if recipe.respond is not None:
         ask_model(respond_stage(recipe))
         journey.add(pair(warehouse, respond_stage(recipe).spec.spec_id))
     if recipe.label is not None:
         for arm in recipe.label.arms:
             ask_model(label_stage(recipe, arm))
+    return recipe
 
 
 def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     """Reward model, its text-only control, and the policy."""
-    from vlm_rlaif.train.run import text_only, train_ppo, train_reward
-
     if recipe.reward is None:
         return
     reward = journey.add_trained("rm", train_reward(warehouse, recipe))
@@ -123,8 +167,6 @@ def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
 
 def merged(journey: Journey) -> str | None:
     """Folder of the trained policy that any engine loads."""
-    from vlm_rlaif.train.run import MERGED
-
     trained = journey.trained.get("policy")
     return str(trained.path / MERGED) if trained else None
 
@@ -157,7 +199,7 @@ def measure(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> Figures:
         found |= reward_figures(warehouse, recipe, folders, settings.split)
     if policy:
         new, old = answer_stage(recipe, policy).spec.spec_id, answer_stage(recipe).spec.spec_id
-        found |= policy_figures(warehouse, old, new)
+        found |= policy_figures(warehouse, [old], [new])
         if settings.best_of:
             found |= _sampled_figures(warehouse, recipe, policy, journey.trained["rm"].path)
         if settings.win_rate:

@@ -13,9 +13,10 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from vlm_rlaif.datagen.plan import context_spec
-from vlm_rlaif.eval.metrics import Estimate, clustered_mean, paired_difference
+from vlm_rlaif.eval.metrics import Estimate, agreement_with_truth, clustered_mean, paired_difference
 from vlm_rlaif.eval.truth import agreements, differing_facts, pair_truths
 from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.train.run import taught_by
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -70,12 +71,12 @@ def reward_figures(
     """Accuracy of reward models against the truth on held-out videos, and of the judge beside them.
 
     `folders`: a name (`rm`, `rm_text_only`) -> its checkpoints, one per seed. Seeds are averaged pair by pair, so
-    that an interval speaks of videos.
+    that an interval speaks of videos. `_KIND_only` counts pairs that differ in this kind of fact alone; with videos
+    run backwards (`_time_reversed`) a model that sees motion loses accuracy on those that differ in motion.
     """
     from vlm_rlaif.train.reward import pairs_from_rows
 
-    arm = recipe.reward.labels if recipe.reward else "context"
-    judge = label_stage(recipe, "context" if arm == "random" else arm).spec.spec_id
+    judge = label_stage(recipe, taught_by(recipe)).spec.spec_id
     rows = shapes_preferences(warehouse, judge, split)
     truths = [pair_truths(row) for row in rows]
     kept = [i for i, (a, b) in enumerate(truths) if a.fraction != b.fraction]
@@ -85,16 +86,21 @@ def reward_figures(
     found = {"label_accuracy_held_out": clustered_mean(labels, videos)}
     accuracies: dict[str, list[float]] = {}
     pairs = pairs_from_rows(rows, warehouse.video_path)
+    kinds = [differing_facts(*pair) for pair in truths]
     for name, seeds in folders.items():
         accuracies[name], reversed_time = _accuracies(seeds, pairs, truths)
+        found[f"{name}_accuracy"] = clustered_mean(accuracies[name], videos)
+        for kind in sorted(set().union(*kinds)):
+            at = [i for i, differing in enumerate(kinds) if differing == {kind}]
+            where = [videos[i] for i in at]
+            forwards = [accuracies[name][i] for i in at]
+            found[f"{name}_accuracy_{kind}_only"] = clustered_mean(forwards, where)
+            if kind == "motion" and reversed_time:
+                backwards = [reversed_time[i] for i in at]
+                found[f"{name}_accuracy_motion_only_time_reversed"] = clustered_mean(backwards, where)
+                found[f"{name}_time_gain_motion_only"] = paired_difference(forwards, backwards, where)
         if reversed_time:
             found[f"{name}_accuracy_time_reversed"] = clustered_mean(reversed_time, videos)
-        found[f"{name}_accuracy"] = clustered_mean(accuracies[name], videos)
-        for kind in sorted({kind for t, u in truths for kind in differing_facts(t, u)}):
-            chosen = [i for i, (t, u) in enumerate(truths) if differing_facts(t, u) == {kind}]
-            found[f"{name}_accuracy_{kind}_only"] = clustered_mean(
-                [accuracies[name][i] for i in chosen], [videos[i] for i in chosen]
-            )
     if {"rm", "rm_text_only"} <= accuracies.keys():
         found["rm_video_gain"] = paired_difference(accuracies["rm"], accuracies["rm_text_only"], videos)
     return found
@@ -123,11 +129,10 @@ def _accuracies(
 
 def _right(model: RewardModel, pairs: Sequence[LabeledPair], truths: Sequence[tuple[Truth, Truth]]) -> list[float]:
     """Per pair: 1 when the truer response scores higher, 1/2 for equal scores, 0 otherwise."""
-    a, b = model.score([pair.a for pair in pairs]), model.score([pair.b for pair in pairs])
-    return [
-        0.5 if x == y else float((x > y) == (t.fraction > u.fraction))
-        for x, y, (t, u) in zip(a, b, truths, strict=True)
-    ]
+    scores_a, scores_b = model.score([pair.a for pair in pairs]), model.score([pair.b for pair in pairs])
+    named = [0.5 if a == b else float(a > b) for a, b in zip(scores_a, scores_b, strict=True)]
+    first, second = ([pair[side].fraction for pair in truths] for side in (0, 1))
+    return [float(value) for value in agreement_with_truth(named, first, second)]
 
 
 def answer_rows(warehouse: Warehouse, spec_id: str, metric: str = "truth") -> list[dict[str, Any]]:
@@ -141,36 +146,46 @@ def answer_rows(warehouse: Warehouse, spec_id: str, metric: str = "truth") -> li
     )
 
 
-def policy_figures(warehouse: Warehouse, start: str, trained: str, name: str = "policy") -> Figures:
-    """Truth of greedy answers before and after, and the paired difference (`NAME_gain`), by kind as well."""
+def policy_figures(
+    warehouse: Warehouse, start: Sequence[str], trained: Sequence[str], name: str = "policy"
+) -> Figures:
+    """Truth of greedy answers before and after, and the paired difference (`NAME_gain`), by kind as well.
+
+    `start` and `trained` are answer specs. Of several (seeds) every question's mean counts, so that an interval
+    speaks of videos.
+    """
     found: Figures = {}
     for metric in ("truth", "fully_right"):
-        before, after = (
-            {r["question_id"]: r for r in answer_rows(warehouse, spec, metric)} for spec in (start, trained)
-        )
-        either = {**before, **after}
-        questions = sorted(either)
-        videos = [either[q]["video_id"] for q in questions]
-        old, new = ([_value(rows, q) for q in questions] for rows in (before, after))
+        sides = [[_by_question(warehouse, spec, metric) for spec in specs] for specs in (start, trained)]
+        known = {question: row for side in sides for rows in side for question, row in rows.items()}
+        questions = sorted(known)
+        videos = [known[q]["video_id"] for q in questions]
+        old, new = ([_mean_value(side, q) for q in questions] for side in sides)
         suffix = "" if metric == "truth" else f"_{metric}"
         found[f"start_truth{suffix}"] = clustered_mean(old, videos)
         found[f"{name}_truth{suffix}"] = clustered_mean(new, videos)
         found[f"{name}_gain{suffix}"] = paired_difference(new, old, videos)
         if metric == "truth":
-            for kind in sorted({row["kind"] for row in either.values()}):
-                at = [i for i, q in enumerate(questions) if either[q]["kind"] == kind]
+            for kind in sorted({row["kind"] for row in known.values()}):
+                at = [i for i, q in enumerate(questions) if known[q]["kind"] == kind]
                 found[f"{name}_gain_{kind}"] = paired_difference(
                     [new[i] for i in at], [old[i] for i in at], [videos[i] for i in at]
                 )
-            lengths = ([_value(rows, q, "tokens") for q in questions] for rows in (before, after))
+            lengths = ([_mean_value(side, q, "tokens") for q in questions] for side in sides)
             for who, tokens in zip(("start", name), lengths, strict=True):
                 found[f"{who}_tokens"] = clustered_mean(tokens, videos, unit="tokens")
     return found
 
 
-def _value(rows: dict[str, dict[str, Any]], question: str, name: str = "value") -> float | None:
+def _by_question(warehouse: Warehouse, spec_id: str, metric: str) -> dict[str, dict[str, Any]]:
+    return {row["question_id"]: row for row in answer_rows(warehouse, spec_id, metric)}
+
+
+def _mean_value(seeds: Sequence[dict[str, dict[str, Any]]], question: str, name: str = "value") -> float | None:
     """None where a model gave no answer (its failure is a row): missing is counted, and is not zero."""
-    return rows[question][name] if question in rows else None
+    if not all(question in rows for rows in seeds):
+        return None
+    return fmean(float(rows[question][name]) for rows in seeds)
 
 
 def questions_with_context(warehouse: Warehouse, recipe: Recipe) -> dict[str, dict[str, Any]]:

@@ -18,15 +18,13 @@ import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Values = Sequence[float | None] | NDArray[Any]
 """One number per item; None or NaN where there is none."""
-
-Group = TypeVar("Group", bound=Hashable)
 
 _ROUNDING = 1e-9
 """How far outside [0, 1] a fraction may lie, as sums of probabilities do."""
@@ -175,32 +173,6 @@ def paired_difference(
         _check_fractions(second[~np.isnan(second)])
         return clustered_mean(100 * (first - second), clusters, unit="points", level=level)
     return clustered_mean(first - second, clusters, unit=unit, level=level)
-
-
-def by_group(
-    values: Values,
-    clusters: Sequence[Hashable],
-    groups: Sequence[Group],
-    *,
-    unit: str = "fraction",
-    level: float = 0.95,
-) -> dict[Group, Estimate]:
-    """One `clustered_mean` per group, in the order in which `groups` (n,) names them.
-
-    >>> for kind, mean in by_group([1, 0, None], "uvu", ["count", "count", "after"]).items():
-    ...     print(kind, mean)
-    count 50.0 % [0.0, 100.0] (n=2)
-    after no data (n=0, 1 missing)
-    """
-    series = _series("values", values)
-    _check_lengths(values=len(series), clusters=len(clusters), groups=len(groups))
-    members: dict[Group, list[int]] = {}
-    for index, group in enumerate(groups):
-        members.setdefault(group, []).append(index)
-    return {
-        group: clustered_mean(series[rows], [clusters[row] for row in rows], unit=unit, level=level)
-        for group, rows in members.items()
-    }
 
 
 def agreement_with_truth(choice_is_a: Values, truth_a: Values, truth_b: Values) -> NDArray[np.float64]:

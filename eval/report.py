@@ -14,7 +14,7 @@ from vlm_rlaif.eval.curves import Curve, draw, remark
 from vlm_rlaif.eval.figures import Figures
 from vlm_rlaif.eval.plots import bar_plot, png_data_uri
 from vlm_rlaif.warehouse.store import Warehouse
-from vlm_rlaif.warehouse.video import sample
+from vlm_rlaif.warehouse.video import VideoError, sample
 
 HEADLINES = {
     "label_accuracy_context": "labels with context: agreement with the truth",
@@ -98,8 +98,11 @@ def some_pairs(warehouse: Warehouse, most: int = 4) -> list[dict[str, Any]]:
 
 
 def _pair(warehouse: Warehouse, row: dict[str, Any]) -> str:
-    frames = sample(warehouse.video_path(row["uri"]), 6, size=None).frames
-    images = "".join(f"<img alt='' src='{png_data_uri(frame)}'>" for frame in frames)
+    try:
+        frames = sample(warehouse.video_path(row["uri"]), 6, size=None).frames
+        images = "".join(f"<img alt='' src='{png_data_uri(frame)}'>" for frame in frames)
+    except VideoError as error:
+        images = _text(error)
     answers = "".join(
         f"<tr class='{'chosen' if row['choice'] == side else ''}'><td>{side.upper()}</td>"
         f"<td>{_text(row[f'text_{side}'])}</td></tr>"

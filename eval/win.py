@@ -1,4 +1,4 @@
-"""Win rate: the judge compares the answers of two models, in both orders, reading the narrative."""
+"""Win rate: the judge compares the answers of two models, in both orders, reading the narrative where it has one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class WinStage:
     """Answer spec of the model that is judged."""
     old_spec: str
     """Answer spec of the model that it is compared with."""
-    context: str
+    context: str | None
+    """Spec of the contexts that the judge reads; None = it judges without."""
     name: str = "win"
+    needs: str = "greedy answers of both models (vlm-rlaif eval answer)"
 
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
@@ -37,9 +39,9 @@ class WinStage:
             " FROM answers n JOIN answers o ON o.question_id = n.question_id AND o.spec_id = $old"
             " AND o.sample_index = 0 JOIN questions q ON q.question_id = n.question_id"
             " JOIN videos v ON v.video_id = q.video_id"
-            " JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context"
+            " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context"
             " CROSS JOIN (VALUES ('ab'), ('ba')) s(shown_order)"
-            " WHERE n.spec_id = $new AND n.sample_index = 0"
+            " WHERE n.spec_id = $new AND n.sample_index = 0 AND ($context IS NULL OR c.context_id IS NOT NULL)"
             " ORDER BY q.video_id, q.question_id, s.shown_order",
             {"old": self.old_spec, "new": self.new_spec, "context": self.context},
         )
@@ -56,9 +58,10 @@ class WinStage:
         first, second = row["new_text"], row["old_text"]
         if row["shown_order"] == "ba":
             first, second = second, first
-        said = prompt.load(self.spec.prompt).render(
-            question=row["question"], response_a=first, response_b=second, context=row["context"]
-        )
+        values = {"question": row["question"], "response_a": first, "response_b": second}
+        if self.context is not None:
+            values["context"] = row["context"]
+        said = prompt.load(self.spec.prompt).render(**values)
         return Request(
             row["row_id"], said.user, said.system,
             VideoPart(warehouse.video_path(row["uri"]), self.settings.frames),
@@ -79,8 +82,11 @@ class WinStage:
 
 
 def win_stage(recipe: Recipe, new_spec: str, old_spec: str) -> WinStage:
-    """The recipe's judge with context, comparing two models' greedy answers."""
+    """The recipe's judge, with context if it ever reads one, comparing two models' greedy answers."""
     settings: Labeling = part(recipe, "label")
-    shown = dataclasses.replace(settings, prompt=settings.context_prompt)
+    context, shown = None, settings
+    if "context" in settings.arms:
+        context = context_spec(recipe).spec_id
+        shown = dataclasses.replace(settings, prompt=settings.context_prompt)
     spec = model_spec("win", shown, {"new": new_spec, "old": old_spec})
-    return WinStage(settings, spec, new_spec, old_spec, context_spec(recipe).spec_id)
+    return WinStage(settings, spec, new_spec, old_spec, context)

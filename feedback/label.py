@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.job import Row, Unreadable
-from vlm_rlaif.datagen.plan import context_spec, model_spec, part, respond_stage
+from vlm_rlaif.datagen.plan import asked_by, context_spec, model_spec, part, respond_stage
 from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
 from vlm_rlaif.warehouse.config import ARMS, Labeling, Recipe, Sampling
 from vlm_rlaif.warehouse.errors import UserError, nearest
@@ -29,9 +29,12 @@ class LabelStage:
     recipe: Labeling
     spec: Spec
     respond_spec: str
+    ask_spec: str | None
+    """Pairs about questions of this spec are judged beside those about imported ones."""
     context_spec: str | None
     """Spec of the contexts that the judge reads; None = it judges without."""
     name: str = "label"
+    needs: str = "pairs, and with context a narrative of their videos (vlm-rlaif datagen pair, datagen context)"
 
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
         rows = warehouse.rows(
@@ -45,7 +48,8 @@ class LabelStage:
             JOIN videos v ON v.video_id = q.video_id
             LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context
             CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
-            WHERE a.spec_id = $respond AND ($context IS NULL OR c.context_id IS NOT NULL)
+            WHERE a.spec_id = $respond AND (q.spec_id IS NULL OR q.spec_id = $ask)
+              AND ($context IS NULL OR c.context_id IS NOT NULL)
               AND ($everything OR NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
                   AND l.spec_id = $spec AND l.shown_order = o.shown_order
                   AND l.context_id IS NOT DISTINCT FROM c.context_id))
@@ -54,6 +58,7 @@ class LabelStage:
             {
                 "context": self.context_spec,
                 "respond": self.respond_spec,
+                "ask": self.ask_spec,
                 "spec": self.spec.spec_id,
                 "everything": everything,
             },
@@ -104,4 +109,4 @@ def label_stage(recipe: Recipe, arm: str) -> LabelStage:
         context = upstream["context"] = context_spec(recipe).spec_id
         shown = replace(settings, prompt=settings.context_prompt)
     spec = model_spec("label", shown, upstream)
-    return LabelStage(settings, spec, upstream["respond"], context)
+    return LabelStage(settings, spec, upstream["respond"], asked_by(recipe), context)

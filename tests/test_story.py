@@ -95,7 +95,7 @@ def test_a_video_becomes_a_better_policy(recipe: Recipe, tmp_path: Path) -> None
     for stage in (start, trained):
         ask(stage)
     score_answers(warehouse)
-    found = policy_figures(warehouse, start.spec.spec_id, trained.spec.spec_id)
+    found = policy_figures(warehouse, [start.spec.spec_id], [trained.spec.spec_id])
     assert found["policy_gain"].value is not None
 
     # 9. And every number can be walked back: from a verdict to the words, the video and the run.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +41,11 @@ def _report(trained: Any, as_json: bool) -> None:
 
 
 def _open(warehouse: Path, recipe_name: str, model: str | None) -> tuple[Any, Any]:
+    from vlm_rlaif.train.run import require_packages
     from vlm_rlaif.warehouse.config import load
-    from vlm_rlaif.warehouse.errors import MissingExtra
     from vlm_rlaif.warehouse.store import Warehouse
 
-    if any(find_spec(package) is None for package in ("torch", "transformers", "peft")):
-        raise MissingExtra("Training", "train")
+    require_packages()
     return Warehouse.open(warehouse), load(recipe_name, model)
 
 
@@ -95,6 +93,9 @@ def ppo(warehouse: Path, recipe_name: str, model: str | None, as_json: bool, lab
 @click.option("--processes", default=2, show_default=True, help="Processes of one thread each.")
 def embedded(into: Path, processes: int) -> None:
     """Rebuild the embedded models from nothing (about two hours on two CPU cores; resumes)."""
+    from vlm_rlaif.train.run import require_packages
+
+    require_packages()
     from vlm_rlaif.train.embedded import train as build
 
     build(into, processes)

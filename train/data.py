@@ -13,6 +13,8 @@ from vlm_rlaif.datagen.encode import Clip, Conversation, Encoded, Encoder, colla
 from vlm_rlaif.datagen.engine import VideoPart
 from vlm_rlaif.datagen.prompt import Rendered
 from vlm_rlaif.warehouse.config import Frames
+from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.video import VideoError
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,11 @@ class PromptCache:
         if self.frames is None:
             return None
         if path not in self._clips:
-            clip = read_clip(VideoPart(path, self.frames))
+            try:
+                clip = read_clip(VideoPart(path, self.frames))
+            except VideoError as error:
+                raise UserError(
+                    str(error), "The file was readable once. Put it back, then run the same command."
+                ) from None
             self._clips[path] = Clip(clip.frames[::-1].copy(), clip.times_s) if self.backwards else clip
         return self._clips[path]

@@ -9,27 +9,17 @@ import torch
 from torch import Tensor
 
 
-def bradley_terry_loss(score_a: Tensor, score_b: Tensor, p_a: Tensor, *, weight: Tensor | None = None) -> Tensor:
+def bradley_terry_loss(score_a: Tensor, score_b: Tensor, p_a: Tensor) -> Tensor:
     """Cross-entropy of soft labels under P(a better) = sigmoid(score_a - score_b), mean over pairs.
 
-    Scores and `p_a` are (B,). With `weight` (B,), not negative, the mean is sum(weight * loss) / sum(weight).
-    Bradley and Terry 1952; soft labels as in Lee et al., arXiv 2309.00267.
+    Scores and `p_a` are (B,). Bradley and Terry 1952; soft labels as in Lee et al., arXiv 2309.00267.
 
     >>> tensor = lambda *x: torch.tensor(x, dtype=torch.float64)
     >>> round(bradley_terry_loss(tensor(0.0), tensor(0.0), tensor(1.0)).item(), 6)  # log 2
     0.693147
-    >>> a, b, p_a = tensor(2.0, 0.0), tensor(0.0, 0.0), tensor(0.9, 0.5)
-    >>> round(bradley_terry_loss(a, b, p_a, weight=tensor(3.0, 1.0)).item(), 6)
-    0.418483
     """
     difference, p_a = score_a - score_b, p_a.to(score_a.dtype)
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(difference, p_a, reduction="none")
-    if weight is None:
-        return loss.mean()
-    total = weight.sum()
-    if not bool(total > 0):
-        raise ValueError("the weights of the pairs sum to nothing")
-    return (weight * loss).sum() / total
+    return torch.nn.functional.binary_cross_entropy_with_logits(difference, p_a)
 
 
 def centering_penalty(score_a: Tensor, score_b: Tensor) -> Tensor:

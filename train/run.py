@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_rlaif.datagen.plan import context_spec, part
+from vlm_rlaif.datagen.plan import asked_by, context_spec, part
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.train.jobs import Job, Trained, find, run_training
-from vlm_rlaif.warehouse.config import PPO, FineTuning, Recipe, Rewarding
-from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.config import PPO, Recipe, Rewarding
+from vlm_rlaif.warehouse.errors import MissingExtra, UserError
 from vlm_rlaif.warehouse.store import Warehouse
 
 if TYPE_CHECKING:
@@ -20,15 +21,31 @@ if TYPE_CHECKING:
 
 MERGED = "merged"
 """Folder inside a policy's checkpoint that any engine loads."""
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
+
+
+def require_packages() -> None:
+    """Raise `MissingExtra` unless training can be imported. Ask before hours of other work."""
+    if any(find_spec(package) is None for package in PACKAGES):
+        raise MissingExtra("Training", "train")
+
+
+def taught_by(recipe: Recipe) -> str:
+    """The arm of the labels whose pairs the reward model reads; random labels are coins on the first arm's pairs."""
+    labels = str(part(recipe, "reward").labels)
+    return str(part(recipe, "label").arms[0]) if labels == "random" else labels
 
 
 def reward_job(warehouse: Warehouse, recipe: Recipe) -> tuple[Job, list[dict[str, Any]]]:
     """The reward model of a recipe and the preferences that it learns from."""
     settings: Rewarding = part(recipe, "reward")
-    judge = label_stage(recipe, "context" if settings.labels == "random" else settings.labels)
-    rows = warehouse.preferences(
-        judge=judge.spec.spec_id, min_strength=settings.min_strength, split="train"
-    ).to_dicts()
+    judge = label_stage(recipe, taught_by(recipe))
+    known = warehouse.preferences(judge=judge.spec.spec_id, min_strength=settings.min_strength, split="train")
+    asked = warehouse.rows(
+        "SELECT question_id FROM questions WHERE spec_id IS NULL OR spec_id = $ask", {"ask": asked_by(recipe)}
+    )
+    mine = {row["question_id"] for row in asked}
+    rows = [row for row in known.to_dicts() if row["question_id"] in mine]
     if settings.labels == "random":
         rows = [{**row, "p_a": float(coin(row["pair_id"], settings.seed))} for row in rows]
     return Job("reward", settings, [f"{r['pair_id']}/{r['judge']}/{r['p_a']!r}" for r in rows], {}), rows
@@ -84,7 +101,10 @@ def train_ppo(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> Trained:
 
 
 def prompt_rows(warehouse: Warehouse, recipe: Recipe) -> list[tuple[str, Scored]]:
-    """(question id, prompt) of the training split; with the context when the reward model reads one."""
+    """(question id, prompt) of the training split; with the context when the reward model reads one.
+
+    A video without a narrative (a caption failed, say) is left out there: it could not be scored.
+    """
     from vlm_rlaif.train.reward import Scored
 
     reads_context = part(recipe, "reward").context_prompt is not None
@@ -92,9 +112,10 @@ def prompt_rows(warehouse: Warehouse, recipe: Recipe) -> list[tuple[str, Scored]
     rows = warehouse.rows(
         "SELECT q.question_id, q.text, v.uri, c.text AS context FROM questions q"
         " JOIN videos v USING (video_id)"
-        " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = ?"
-        " WHERE v.split = 'train' AND v.status = 'ok' ORDER BY q.question_id",
-        [context],
+        " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context"
+        " WHERE v.split = 'train' AND v.status = 'ok' AND (q.spec_id IS NULL OR q.spec_id = $ask)"
+        " AND ($context IS NULL OR c.text IS NOT NULL) ORDER BY q.question_id",
+        {"context": context, "ask": asked_by(recipe)},
     )
     return [(r["question_id"], Scored(warehouse.video_path(r["uri"]), r["text"], "", r["context"])) for r in rows]
 
@@ -123,28 +144,42 @@ def truth_meter(warehouse: Warehouse) -> Callable[[list[Scored]], dict[str, floa
     return measure
 
 
-def train_sft(warehouse: Warehouse, recipe: Recipe) -> Trained:
-    """Fine-tune on the reference answers of the training split."""
-    settings: FineTuning = part(recipe, "sft")
+def sft_job(warehouse: Warehouse, recipe: Recipe) -> tuple[Job, list[dict[str, Any]]]:
+    """Fine-tuning of a recipe and the questions with references that it learns from."""
     rows = warehouse.rows(
         "SELECT q.question_id, q.text, q.reference, v.uri FROM questions q JOIN videos v USING (video_id)"
         " WHERE v.split = 'train' AND v.status = 'ok' AND q.reference IS NOT NULL"
         " ORDER BY q.question_id"
     )
+    return Job("sft", part(recipe, "sft"), [row["question_id"] for row in rows], {}), rows
+
+
+def train_sft(warehouse: Warehouse, recipe: Recipe) -> Trained:
+    """Fine-tune on the reference answers of the training split."""
+    job, rows = sft_job(warehouse, recipe)
     if not rows:
         raise UserError(
             "No question of the training split has a reference answer to learn from.",
             f"vlm-rlaif add {warehouse.path} FOLDER --questions FILE.jsonl (with `reference`)",
         )
-    job = Job("sft", settings, [row["question_id"] for row in rows], {})
 
     def train(folder: Path, log: Callable[[int, dict[str, float]], None]) -> int:
         from vlm_rlaif.train.sft import fine_tune
 
         examples = [(warehouse.video_path(r["uri"]), r["text"], r["reference"]) for r in rows]
-        return fine_tune(settings, examples, folder, MERGED, log)
+        return fine_tune(job.settings, examples, folder, MERGED, log)
 
     return run_training(warehouse, job, train)
+
+
+def after_sft(recipe: Recipe, trained: Trained) -> Recipe:
+    """The recipe whose policy starts as the fine-tuned model: it answers, is scored and is improved from there."""
+    changed = {
+        stage: dataclasses.replace(settings, model=str(trained.path / MERGED))
+        for stage in ("respond", "reward", "ppo")
+        if (settings := getattr(recipe, stage)) is not None
+    }
+    return dataclasses.replace(recipe, **changed)
 
 
 def with_labels(recipe: Recipe, labels: str) -> Recipe:
@@ -159,16 +194,24 @@ def text_only(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, reward=blind)
 
 
-def standing(warehouse: Warehouse, recipe: Recipe) -> dict[str, Trained]:
-    """The checkpoints of a recipe that stand, by role (`rm`, `rm_text_only`, `policy`); trains nothing."""
+def standing(warehouse: Warehouse, recipe: Recipe) -> tuple[Recipe, dict[str, Trained]]:
+    """The checkpoints of a recipe that stand, by role (`sft`, `rm`, `rm_text_only`, `policy`); trains nothing.
+
+    Returned with the recipe as `after_sft` makes it, where fine-tuning is part of it.
+    """
     found: dict[str, Trained] = {}
+    if recipe.sft is not None:
+        if not (tuned := find(warehouse, sft_job(warehouse, recipe)[0])):
+            return recipe, found
+        found["sft"], recipe = tuned, after_sft(recipe, tuned)
     if recipe.reward is None:
-        return found
+        return recipe, found
     for role, version in (("rm", recipe), ("rm_text_only", text_only(recipe))):
         if trained := find(warehouse, reward_job(warehouse, version)[0]):
             found[role] = trained
     if recipe.ppo is not None and "rm" in found:
+        require_packages()
         job, _ = ppo_job(warehouse, recipe, found["rm"])
         if trained := find(warehouse, job):
             found["policy"] = trained
-    return found
+    return recipe, found

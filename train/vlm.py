@@ -27,7 +27,8 @@ from vlm_rlaif.train.reward_math import head_init_std
 from vlm_rlaif.warehouse.config import Lora
 from vlm_rlaif.warehouse.errors import UserError
 
-TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+TARGETS = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+"""The linear layers of the language model, whatever its class calls it; vision towers have neither name."""
 ADAPTER, HEAD, CARD = "adapter.safetensors", "head.safetensors", "vlm_rlaif.json"
 
 
@@ -35,7 +36,7 @@ class Backbone:
     """A video-language model with named adapters. Without an active one it is the checkpoint it started from."""
 
     def __init__(self, model: str, device: str | None = None) -> None:
-        folder = models.resolve(model)
+        folder = models.download(model)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.revision, self.device = model, models.revision(model), device
         self.encoder = Encoder.load(folder)
@@ -59,7 +60,10 @@ class Backbone:
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")
         config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, lora_dropout=0.0, target_modules=TARGETS)
         if self.peft is None:
-            self.peft = get_peft_model(self.base, config, adapter_name=name)
+            try:
+                self.peft = get_peft_model(self.base, config, adapter_name=name)
+            except ValueError as error:
+                raise UserError(f"No LoRA adapter fits {self.model}: {error}") from None
             self.base.eval()
         else:
             self.peft.add_adapter(name, config)
@@ -152,7 +156,7 @@ def export(folder: Path, backbone: Backbone, name: str) -> None:
             a, b = (weights[f"{module}.lora_{side}.{name}.weight"].float() for side in "AB")
             tensor = (tensor.float() + scale[module] * (b @ a)).to(tensor.dtype)
         plain[key.replace(".base_layer.", ".")] = tensor.detach().clone()
-    fresh = load_model(models.resolve(backbone.model), "cpu")
+    fresh = load_model(models.download(backbone.model), "cpu")
     missing = fresh.load_state_dict(plain, strict=False)
     if missing.unexpected_keys:
         raise RuntimeError(f"export would drop {missing.unexpected_keys[:3]}")

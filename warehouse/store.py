@@ -144,7 +144,7 @@ class Warehouse:
         return next(iter(self.rows(sql, parameters)[0].values()))
 
     def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
-        """Change something that is not a row written once: the state of a run."""
+        """Change something that is not written once: the state of a run, or the place of a video."""
         with self.visit() as connection:
             connection.execute(sql, parameters)
 

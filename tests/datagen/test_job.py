@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from vlm_rlaif.datagen.cli import estimate
 from vlm_rlaif.datagen.engine import Completion, Engine, Request, ScriptedEngine
 from vlm_rlaif.datagen.job import Outcome, derive, run_stage
 from vlm_rlaif.datagen.plan import respond_stage
@@ -196,7 +197,7 @@ def test_answers_may_come_in_any_order(asked: Warehouse, stage: RespondStage, tm
 def test_failed_requests_become_rows_with_what_was_wrong(work: Work, asked: Warehouse) -> None:
     outcome = work(answer_no_colours)
     assert (outcome.written, outcome.failed) == (4, 8)
-    assert "8 failed (see the table failures)" in str(outcome)
+    assert str(outcome) == "respond: 4 rows written, 8 failed (FROM open_failures says why)"
     (run,) = runs(asked)
     assert (run["status"], run["rows_written"], run["rows_failed"]) == ("done", 4, 8)
     found = asked.rows("SELECT kind, message, reply, attempt, count(*) AS n FROM failures GROUP BY ALL ORDER BY 1")
@@ -209,8 +210,26 @@ def test_failed_requests_become_rows_with_what_was_wrong(work: Work, asked: Ware
 
 def test_a_plain_rerun_does_not_try_failed_requests_again(work: Work, asked: Warehouse, stage: RespondStage) -> None:
     work(answer_no_colours)
-    assert run_stage(asked, stage, never).run_id is None
+    outcome = run_stage(asked, stage, never)
+    assert outcome.run_id is None and outcome.failed_before == 8
+    assert str(outcome) == "respond: nothing to do, 8 failed before (--retry-failed tries again)"
     assert len(responses(asked)) == 4
+
+
+def test_a_stage_without_anything_to_work_on_says_what_it_needs(warehouse: Warehouse, stage: RespondStage) -> None:
+    outcome = run_stage(warehouse, stage, never)
+    assert str(outcome).startswith("respond: nothing to work on, it needs questions (vlm-rlaif add")
+
+
+def test_an_estimate_counts_what_a_run_would_do(work: Work, asked: Warehouse, stage: RespondStage) -> None:
+    work(answer_no_colours, limit=10)
+
+    def rows(**options: Any) -> str:
+        return estimate(asked, stage, **options).split(" would")[0]
+
+    assert rows() == "respond: 2 rows"
+    assert rows(retry_failed=True) == "respond: 8 rows"
+    assert rows(limit=1) == "respond: 1 rows"
 
 
 def test_a_retry_counts_its_attempts_and_hides_what_it_repairs(work: Work, asked: Warehouse) -> None:

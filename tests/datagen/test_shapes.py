@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vlm_rlaif.datagen.add import add_videos
 from vlm_rlaif.datagen.shapes import (
     COLOURS,
     KINDS,
@@ -24,7 +26,7 @@ from vlm_rlaif.datagen.shapes import (
     pick_questions,
     questions,
 )
-from vlm_rlaif.datagen.shapes_add import add_world
+from vlm_rlaif.datagen.shapes_add import add_world, video_file, world_folder
 from vlm_rlaif.datagen.shapes_video import BACKGROUND, FRAMES_PER_SCENE, draw, poses, render, write_mp4
 from vlm_rlaif.warehouse import config
 from vlm_rlaif.warehouse.store import Warehouse
@@ -162,5 +164,33 @@ def test_a_world_is_added_once(warehouse: Warehouse) -> None:
 def test_every_question_of_a_world_stands_beside_its_own_video(warehouse: Warehouse) -> None:
     add_world(warehouse, config.World(videos=3, seed=1, size=32, questions=9))
     for row in warehouse.rows("SELECT v.uri, q.* FROM questions q JOIN videos v USING (video_id)"):
-        video = World(1).video(int(Path(row["uri"]).stem.rpartition("-")[2]))
+        video = World(1).video(int(Path(row["uri"]).stem))
         assert ShapesQuestion(row["kind"], row["text"], row["reference"]) in questions(video)
+
+
+def test_a_world_leaves_the_users_own_videos_alone(warehouse: Warehouse, shapes_folder: Path) -> None:
+    shutil.copytree(shapes_folder, warehouse.folder / "videos")
+    add_world(warehouse, config.World(videos=2, seed=1, size=32, questions=1))
+    uris = warehouse.rows("SELECT uri FROM videos ORDER BY uri")
+    assert [row["uri"] for row in uris] == ["videos/shapes-1-32/00000.mp4", "videos/shapes-1-32/00001.mp4"]
+
+
+def test_another_size_is_other_pixels(warehouse: Warehouse) -> None:
+    for size in (32, 48):
+        add_world(warehouse, config.World(videos=2, seed=1, size=size, questions=1))
+    assert [row["width"] for row in warehouse.rows("SELECT width FROM videos ORDER BY width")] == [32, 32, 48, 48]
+
+
+def test_a_world_may_be_known_under_other_names(warehouse: Warehouse, shapes_folder: Path) -> None:
+    add_videos(warehouse, shapes_folder)
+    added, asked = add_world(warehouse, config.World(videos=4, seed=7, size=32, questions=2))
+    assert (added.written, asked.written) == (1, 8)
+    assert warehouse.value("SELECT count(*) FROM videos WHERE uri LIKE 'videos/%'") == 1
+
+
+def test_no_question_is_asked_about_a_file_that_cannot_be_read(warehouse: Warehouse) -> None:
+    world = config.World(videos=2, seed=1, size=32, questions=2)
+    broken = video_file(world_folder(warehouse, world), 0)
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"half a video")
+    assert [outcome.written for outcome in add_world(warehouse, world)] == [2, 2]

@@ -1,11 +1,9 @@
-"""The stages one by one: videos, questions, clips, captions, contexts, asked questions, responses, pairs."""
+"""The stages one by one: clips, captions, contexts, asked questions, responses, pairs."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.add import add_questions, add_videos, split_of
 from vlm_rlaif.datagen.clip import clip, cut
 from vlm_rlaif.datagen.context import context, narrate
 from vlm_rlaif.datagen.engine import Request, ScriptedEngine
@@ -27,7 +24,6 @@ from vlm_rlaif.warehouse.config import Captioning, Clips, Recipe
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import Response, Video
 from vlm_rlaif.warehouse.store import Warehouse
-from vlm_rlaif.warehouse.video import hash_file
 
 Command = Any
 Script = Callable[[Request], Any]
@@ -51,135 +47,6 @@ def captioned(recipe: Recipe, **changes: Any) -> Recipe:
     """The recipe with other settings of its captions."""
     assert isinstance(recipe.caption, Captioning)
     return dataclasses.replace(recipe, caption=dataclasses.replace(recipe.caption, **changes))
-
-
-def write_questions(path: Path, *lines: object) -> Path:
-    path.write_text("".join(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines), "utf-8")
-    return path
-
-
-# Videos
-
-
-def test_videos_are_known_by_their_bytes(warehouse: Warehouse, shapes_folder: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    shutil.copytree(shapes_folder, folder / "deep")
-    shutil.copy(shapes_folder / "0.mp4", folder / "twin.MP4")
-    (folder / "notes.txt").write_text("not a video")
-    assert add_videos(warehouse, folder).written == 3
-    assert add_videos(warehouse, shapes_folder).run_id is None
-    for row in warehouse.rows("SELECT * FROM videos"):
-        assert row["video_id"] == hash_file(warehouse.video_path(row["uri"]))
-        assert (row["status"], row["fps"], row["width"], row["height"]) == ("ok", 12.0, 32, 32)
-        assert not row["uri"].startswith("/"), "a video beside the warehouse moves with it"
-
-
-def test_one_file_may_be_added_alone(warehouse: Warehouse, shapes_folder: Path) -> None:
-    assert add_videos(warehouse, shapes_folder / "1.mp4").written == 1
-    assert warehouse.value("SELECT uri FROM videos") == str(shapes_folder / "1.mp4")
-
-
-def test_a_split_belongs_to_the_video_and_never_changes(warehouse: Warehouse, shapes_folder: Path) -> None:
-    video_id = hash_file(shapes_folder / "0.mp4")
-    imported = "train" if split_of(video_id) == "test" else "test"
-    warehouse.append(
-        [Video(video_id=video_id, uri="elsewhere.mp4", source="theirs", video_group="g", split=imported, status="ok",
-               run_id="import")]
-    )  # fmt: skip
-    add_videos(warehouse, shapes_folder)
-    splits = {row["video_id"]: row["split"] for row in warehouse.rows("SELECT video_id, split FROM videos")}
-    assert splits.pop(video_id) == imported
-    assert splits == {other: split_of(other) for other in splits} and len(splits) == 2
-
-
-def test_a_split_is_a_hash_of_the_group_and_nothing_else() -> None:
-    assert [split_of(f"group {n}") for n in range(12)] == [split_of(f"group {n}") for n in range(12)]
-    assert {split_of(f"group {n}") for n in range(100)} == {"train", "val", "test"}
-
-
-def test_an_unreadable_file_is_a_row_that_says_why_and_ends_with_3(
-    warehouse: Warehouse, command: Command, shapes_folder: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "mixed"
-    shutil.copytree(shapes_folder, folder)
-    (folder / "broken.mp4").write_bytes(b"this is no video")
-    result = command("add", warehouse.path, folder)
-    assert result.code == 3
-    assert "unreadable: " in result.err and "mixed/broken.mp4: " in result.err
-    assert "add: 4 rows written" in result.out
-    assert warehouse.value("SELECT status FROM videos WHERE uri = 'mixed/broken.mp4'") != "ok"
-    assert clip(warehouse, Clips(parts=1)).written == 3
-
-
-def test_adding_says_what_it_did_as_json(warehouse: Warehouse, command: Command, shapes_folder: Path) -> None:
-    result = command("add", warehouse.path, shapes_folder, "--json")
-    assert result.code == 0
-    (outcome,) = json.loads(result.out)
-    assert (outcome["stage"], outcome["written"]) == ("add", 3)
-
-
-# Questions
-
-
-def test_questions_are_asked_of_the_video_that_they_name(
-    warehouse: Warehouse, shapes_folder: Path, tmp_path: Path
-) -> None:
-    add_videos(warehouse, shapes_folder)
-    file = write_questions(
-        tmp_path / "q.jsonl",
-        {"video": "1.mp4", "question": " what happens\u2028{here} ? ", "reference": "a lot", "kind": "describe"},
-        "",
-        {"question": "of every video ?"},
-    )
-    assert add_questions(warehouse, file).written == 4
-    assert add_questions(warehouse, file).run_id is None
-    (row,) = warehouse.rows("SELECT * FROM questions JOIN videos USING (video_id) WHERE kind = 'describe'")
-    assert (Path(row["uri"]).name, row["text"], row["reference"]) == ("1.mp4", "what happens\u2028{here} ?", "a lot")
-    assert row["spec_id"] is None
-
-
-def test_unicode_in_a_question_is_not_a_new_line(warehouse: Warehouse, shapes_folder: Path, tmp_path: Path) -> None:
-    add_videos(warehouse, shapes_folder)
-    line = json.dumps({"video": "1.mp4", "question": "one\u2028two ?"}, ensure_ascii=False)
-    assert add_questions(warehouse, write_questions(tmp_path / "q.jsonl", line)).written == 1
-
-
-@pytest.mark.parametrize(
-    ("line", "complaint"),
-    [
-        ("{not json", "q.jsonl:2: "),
-        ('["a list"]', "q.jsonl:2: it has no question"),
-        ({"video": "1.mp4"}, "q.jsonl:2: it has no question"),
-        ({"question": "  "}, "q.jsonl:2: it has no question"),
-        ({"question": 7}, "q.jsonl:2: `question` is not text: 7"),
-        ({"question": "how many ?", "reference": 3}, "q.jsonl:2: `reference` is not text: 3"),
-        ({"question": "what ?", "video": 1}, "q.jsonl:2: `video` is not text: 1"),
-    ],
-)
-def test_a_bad_line_of_questions_is_told_by_its_number(
-    warehouse: Warehouse, command: Command, shapes_folder: Path, tmp_path: Path, line: object, complaint: str
-) -> None:
-    file = write_questions(tmp_path / "q.jsonl", {"question": "fine ?"}, line)
-    result = command("add", warehouse.path, shapes_folder, "--questions", file)
-    assert result.code == 2
-    assert complaint in result.err and 'A line looks like this: {"video"' in result.err
-    assert warehouse.value("SELECT count(*) FROM videos") == 0, "a bad file stops the command before it writes"
-
-
-def test_questions_that_are_not_utf_8_are_refused(warehouse: Warehouse, tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_bytes('{"question": "où ?"}'.encode("latin-1"))
-    with pytest.raises(UserError, match="UTF-8"):
-        add_questions(warehouse, tmp_path / "q.jsonl")
-
-
-def test_a_question_about_an_unknown_video_names_its_line(
-    warehouse: Warehouse, command: Command, shapes_folder: Path, tmp_path: Path
-) -> None:
-    file = write_questions(tmp_path / "q.jsonl", {"video": "none.mp4", "question": "what ?"})
-    result = command("add", warehouse.path, shapes_folder, "--questions", file)
-    assert result.code == 2
-    assert "q.jsonl:1: no readable video is called 'none.mp4'" in result.err
-    assert warehouse.value("SELECT count(*) FROM questions") == 0
 
 
 # Clips

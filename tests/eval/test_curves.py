@@ -50,6 +50,19 @@ def test_a_rising_reward_with_falling_truth_is_called_reward_hacking() -> None:
     assert "REWARD HACKING" in said and "score rose" in said and "truth fell" in said
 
 
+def test_a_truth_that_rose_before_it_fell_is_told_from_where_it_falls() -> None:
+    truths = [*noisy(0.5, 0.76, 0.01)[::2], *noisy(0.76, 0.54, 0.01)[::2]]
+    said = remark(ppo(noisy(0, 1, 0.05), truths))
+    assert "REWARD HACKING, from step 24 on" in said or "REWARD HACKING, from step 36 on" in said
+
+
+def test_a_plateau_is_not_called_hacking() -> None:
+    for seed in range(40):
+        rng = random.Random(seed)
+        flat = [0.7 + rng.gauss(0, 0.02) for _ in range(60)]
+        assert "HACKING" not in remark(ppo(noisy(0, 1, 0.05), flat))
+
+
 @pytest.mark.parametrize(
     ("scores", "truths"),
     [

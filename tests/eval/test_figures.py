@@ -30,6 +30,6 @@ def test_a_question_that_one_model_left_open_is_missing_and_not_wrong(tmp_path: 
     rows += [said("start", q, wrong) for q in "xyz"] + [said("new", q, right) for q in "xy"]
     warehouse.append(rows)
     score_answers(warehouse)
-    found = policy_figures(warehouse, "start", "new")
+    found = policy_figures(warehouse, ["start"], ["new"])
     assert found["policy_gain"].value == 100.0 and (found["policy_gain"].n, found["policy_gain"].missing) == (2, 1)
     assert found["policy_truth"].value == 1.0 and found["policy_truth"].missing == 1

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from vlm_rlaif.eval.metrics import (
     Estimate,
     agreement_with_truth,
-    by_group,
     clustered_mean,
     paired_difference,
     t_quantile,
@@ -221,8 +220,6 @@ def test_series_of_different_lengths_are_an_error_that_names_them():
         paired_difference([1, 0], [1], "uv")
     with pytest.raises(ValueError, match="values has 1, clusters has 2"):
         clustered_mean([1], "uv")
-    with pytest.raises(ValueError, match="groups has 1"):
-        by_group([1, 0], "uv", ["count"])
 
 
 def test_numbers_that_cannot_be_are_errors():
@@ -252,15 +249,6 @@ def test_agreement_does_not_depend_on_which_answer_is_called_a():
 def test_a_soft_label_must_be_decided_first():
     with pytest.raises(ValueError, match=r"not 0\.7: decide soft labels first"):
         agreement_with_truth([0.7], [1], [0])
-
-
-def test_groups_are_means_of_their_own_items():
-    means = by_group([1, 0, None, 1, 1], "uvwxy", ["b", "b", "c", "a", "a"])
-    assert list(means) == ["b", "c", "a"]
-    assert [mean.value for mean in means.values()] == [0.5, None, 1.0]
-    assert means["b"] == clustered_mean([1, 0], "uv")
-    assert means["c"].missing == 1
-    assert by_group([], [], []) == {}
 
 
 @pytest.mark.parametrize(

@@ -98,21 +98,6 @@ def test_swapping_the_responses_and_the_label_changes_nothing(pairs: list[tuple[
     assert bradley_terry_loss(a, b, p_a).item() == pytest.approx(bradley_terry_loss(b, a, 1 - p_a).item(), abs=1e-12)
 
 
-def test_a_weight_of_three_is_the_pair_three_times() -> None:
-    a, b, p_a = exact(2.0, -1.0, 0.5), exact(0.0, 0.0, 0.0), exact(1.0, 0.3, 0.5)
-    weighted = bradley_terry_loss(a, b, p_a, weight=exact(3.0, 1.0, 0.0))
-    repeated = [0, 0, 0, 1]
-    plain = bradley_terry_loss(a[repeated], b[repeated], p_a[repeated])
-    assert weighted.item() == pytest.approx(plain.item(), abs=1e-12)
-    equal = bradley_terry_loss(a, b, p_a, weight=exact(0.2, 0.2, 0.2))
-    assert equal.item() == pytest.approx(bradley_terry_loss(a, b, p_a).item(), abs=1e-12)
-
-
-def test_weights_that_sum_to_nothing_are_an_error() -> None:
-    with pytest.raises(ValueError, match="weights"):
-        bradley_terry_loss(exact(1.0), exact(0.0), exact(1.0), weight=exact(0.0))
-
-
 def mean_score_after_training(centering: float) -> float:
     """Of a linear reward model whose bias starts at 3, on pairs whose features have a mean."""
     generator = torch.Generator().manual_seed(0)
