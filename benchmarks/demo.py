@@ -4,7 +4,8 @@
 
 Runs the demo's recipe in a fresh folder, then again, then with one prompt's wording changed, and counts rows. Writes
 `benchmarks/results/demo.json`: `journey_minutes`, `peak_memory_gb`, `rerun_rows` (rows that the second run wrote, in
-any table) and the tables in which a changed judge prompt made new rows.
+any table) and the tables in which a changed judge prompt made new rows: the labels of that judge, and what is trained
+on them.
 """
 
 from __future__ import annotations
@@ -46,14 +47,13 @@ def counts(into: Path) -> dict[str, int]:
 
 
 def changed_prompt(recipe: str, folder: Path) -> str:
-    """A copy of the recipe up to the labels whose judge with context has one more word in its prompt."""
+    """A copy of the recipe whose judge with context has one more word in its prompt."""
     text = (ROOT / "warehouse" / "recipes" / f"{recipe}.yaml").read_text(encoding="utf-8")
     settings = yaml.safe_load(text)
     old = prompt.load(settings["label"]["context_prompt"])
     (folder / "judge_changed_v1.md").write_text(f"[user]\n{old.user} .\n", encoding="utf-8")
-    settings["label"]["context_prompt"] = str(folder / "judge_changed_v1.md")
-    kept = {k: v for k, v in settings.items() if k not in ("reward", "ppo", "evaluate")}
-    (folder / "changed.yaml").write_text(yaml.safe_dump(kept), encoding="utf-8")
+    settings["label"]["context_prompt"] = "judge_changed_v1.md"
+    (folder / "changed.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     return str(folder / "changed.yaml")
 
 

@@ -59,14 +59,14 @@ class Prompt:
 
 
 @functools.cache
-def load(name: str, folder: Path | None = None) -> Prompt:
+def load(name: str) -> Prompt:
     """Read a prompt by name (`judge_context_v1`) from the package, or by the path of a file of your own."""
     path = Path(name)
     if path.suffix == ".md":
-        path = path if path.is_absolute() or folder is None else folder / path
-        if not path.is_file():
-            raise UserError(f"There is no prompt file {path}.")
-        return parse(path.stem, path.read_text(encoding="utf-8"))
+        try:
+            return parse(path.stem, path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"The prompt file {path} cannot be read: {error}.") from None
     shipped = resources.files("vlm_rlaif.datagen") / "prompts"
     file = shipped / f"{name}.md"
     if not file.is_file():

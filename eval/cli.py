@@ -142,35 +142,44 @@ def report_command(warehouse: Path, recipe_name: str, model: str | None) -> None
     report(opened, recipe, Journey(trained=trained))
 
 
+def versions(recipe: Recipe, stage: str, arm: str | None) -> list[Stage]:
+    """The forms of a stage that a recipe runs: a judge's arms, greedy and sampled answers."""
+    from vlm_rlaif.datagen.plan import ask_stage, caption_stage, part, respond_stage
+    from vlm_rlaif.eval.answer import answer_stage
+    from vlm_rlaif.feedback.label import label_stage
+
+    if stage == "label":
+        return [label_stage(recipe, chosen) for chosen in ([arm] if arm else part(recipe, "label").arms)]
+    if stage == "answer":
+        most = recipe.evaluate.best_of if recipe.evaluate else 0
+        return [answer_stage(recipe, samples=samples) for samples in (1, most) if samples]
+    makers: dict[str, Callable[[Recipe], Stage]] = {
+        "caption": caption_stage, "ask": ask_stage, "respond": respond_stage,
+    }  # fmt: skip
+    return [makers[stage](recipe)]
+
+
 @click.command("show-prompt")
 @warehouse_argument
 @click.argument("stage", type=click.Choice(STAGES))
 @RECIPE
 @click.option("--model", help="The model that stands in the recipe's place.")
 @click.option("--row", help="Id of the row; the first one when left out.")
-@click.option(
-    "--arm", type=click.Choice(["context", "none"]), default="context", show_default=True, help="Of the stage label."
-)
-def show_prompt(warehouse: Path, stage: str, recipe_name: str, model: str | None, row: str | None, arm: str) -> None:
+@click.option("--arm", type=click.Choice(["context", "none"]), help="Of the stage label; the recipe's first.")
+def show_prompt(
+    warehouse: Path, stage: str, recipe_name: str, model: str | None, row: str | None, arm: str | None
+) -> None:
     """Print the finished prompt of a stage for a row, done or pending, without loading a model."""
-    from vlm_rlaif.datagen.plan import ask_stage, caption_stage, respond_stage
-    from vlm_rlaif.eval.answer import answer_stage
-    from vlm_rlaif.feedback.label import label_stage
     from vlm_rlaif.warehouse.config import load
     from vlm_rlaif.warehouse.store import Warehouse
 
     opened, recipe = Warehouse.open(warehouse), load(recipe_name, model)
-    makers: dict[str, Callable[[], Stage]] = {
-        "caption": lambda: caption_stage(recipe),
-        "ask": lambda: ask_stage(recipe),
-        "respond": lambda: respond_stage(recipe),
-        "label": lambda: label_stage(recipe, arm),
-        "answer": lambda: answer_stage(recipe),
-    }
-    made = makers[stage]()
-    rows = made.pending(opened, everything=True)
-    found = next((r for r in rows if row in (None, r["row_id"])), None)
-    if found is None:
+    for made in versions(recipe, stage, arm):
+        rows = made.pending(opened, everything=True)
+        found = next((r for r in rows if row in (None, r["row_id"])), None)
+        if found is not None:
+            break
+    else:
         raise UserError(
             f"The stage {stage} has no row {row or 'at all'} for this recipe.",
             f"vlm-rlaif tables {warehouse}",

@@ -303,8 +303,23 @@ def load(name: str, model: str | None = None) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {error}") from None
     named = {"name": name, **(data or {})} if isinstance(data, dict | None) else data
-    recipe = build(Recipe, named, name)
+    recipe = _with_prompts_beside(build(Recipe, named, name), path.parent)
     return replace_models(recipe, model) if model else recipe
+
+
+def _with_prompts_beside(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the prompt files that it names relative to itself named by their whole path."""
+    changed: dict[str, Any] = {}
+    for stage in dataclasses.fields(recipe):
+        settings = getattr(recipe, stage.name)
+        paths = {
+            key: str((folder / name).resolve())
+            for key in ("prompt", "context_prompt")
+            if (name := getattr(settings, key, None)) and name.endswith(".md")
+        }
+        if paths:
+            changed[stage.name] = dataclasses.replace(settings, **paths)
+    return dataclasses.replace(recipe, **changed)
 
 
 def replace_models(recipe: Recipe, model: str) -> Recipe:

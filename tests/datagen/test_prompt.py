@@ -60,9 +60,11 @@ def test_an_unknown_prompt_names_the_nearest() -> None:
 def test_a_prompt_may_be_a_file_of_your_own(tmp_path: Path) -> None:
     (tmp_path / "mine_v1.md").write_text("For people.\n[user]\n{question}\n", encoding="utf-8")
     assert load(str(tmp_path / "mine_v1.md")).render(question="é?").user == "é?"
-    assert load("mine_v1.md", tmp_path).name == "mine_v1"
-    with pytest.raises(UserError, match="There is no prompt file"):
+    with pytest.raises(UserError, match="cannot be read"):
         load(str(tmp_path / "yours_v1.md"))
+    (tmp_path / "old_v1.md").write_bytes("[user]\nÜber was?".encode("latin-1"))
+    with pytest.raises(UserError, match="cannot be read"):
+        load(str(tmp_path / "old_v1.md"))
 
 
 def test_a_file_without_marks_is_the_users_turn() -> None:

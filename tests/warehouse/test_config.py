@@ -41,6 +41,13 @@ def test_a_recipe_may_name_itself(path: Path) -> None:
     assert load(str(path)).name == "ours"
 
 
+def test_a_prompt_file_is_looked_for_beside_the_recipe(path: Path) -> None:
+    path.write_text("ask: {model: m, prompt: prompts/ask_v2.md}\ncontext: {prompt: context_v1}")
+    recipe = load(str(path))
+    assert recipe.ask is not None and recipe.ask.prompt == str(path.parent / "prompts" / "ask_v2.md")
+    assert recipe.context is not None and recipe.context.prompt == "context_v1"
+
+
 def test_an_empty_recipe_asks_for_nothing(path: Path) -> None:
     path.write_text("")
     assert load(str(path)) == Recipe(name=str(path))
