@@ -5,7 +5,7 @@
 Runs the demo's recipe in a fresh folder, then again, then with one prompt's wording changed, and counts rows. Writes
 `benchmarks/results/demo.json`: `journey_minutes`, `peak_memory_gb`, `rerun_rows` (rows that the second run wrote, in
 any table) and the tables in which a changed judge prompt made new rows: the labels of that judge, and what is trained
-on them.
+on them. The README's sentence about the demo is written from it.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -57,6 +60,22 @@ def changed_prompt(recipe: str, folder: Path) -> str:
     return str(folder / "changed.yaml")
 
 
+def publish(results: dict[str, Any]) -> None:
+    """Into the README between its marks."""
+    minutes, peak_gb, rerun = (results[key]["value"] for key in ("journey_minutes", "peak_memory_gb", "rerun_rows"))
+    changed = ", ".join(f"{count:,} {table}" for table, count in results["changed_judge_prompt_rows"].items())
+    said = (
+        f"Measured on {os.cpu_count()} CPU cores by `benchmarks/demo.py`, installation apart: the demo takes"
+        f" {minutes:.1f} minutes and at most {peak_gb:.1f} GB of memory. Running it again writes {rerun} rows, all"
+        " tables together. With one word of the judge's prompt changed, its labels are made again, and what is"
+        f" trained on them, and nothing else ({changed})."
+    )
+    readme = ROOT / "README.md"
+    marks = r"(<!-- demo:begin -->\n).*(\n<!-- demo:end -->)"
+    text = re.sub(marks, lambda m: m[1] + textwrap.fill(said, 118) + m[2], readme.read_text("utf-8"), flags=re.S)
+    readme.write_text(text, encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--into", type=Path)
@@ -81,6 +100,8 @@ def main() -> None:
     options.results.parent.mkdir(exist_ok=True)
     options.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
+    if options.results == RESULTS:
+        publish(results)
 
 
 if __name__ == "__main__":
