@@ -74,7 +74,7 @@ class Journey:
 
     def add_trained(self, role: str, trained: Trained) -> Trained:
         self.trained[role] = trained
-        click.echo(f"  {trained}")
+        click.echo(f"  {role.replace('_', ' ')}: {trained.where}")
         return trained
 
 

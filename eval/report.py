@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_rlaif.eval.curves import Curve, draw, remark
-from vlm_rlaif.eval.figures import Figures
+from vlm_rlaif.eval.figures import Figures, select
 from vlm_rlaif.eval.plots import bar_plot, png_data_uri
 from vlm_rlaif.warehouse.store import Warehouse
 from vlm_rlaif.warehouse.video import VideoError, sample
@@ -29,9 +29,8 @@ HEADLINES = {
     "policy_gain": "gain of the policy",
     "start_truth_sampled": "truth of the start's sampled answers",
     "win_rate": "judge prefers the trained policy",
-    "random_label_gain": "the same loop on random labels",
 }
-"""Figure -> what it says, in the order of the table."""
+"""Figure -> what it says, in the order of the table. The others follow at the end of the page."""
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse}td,th{padding:.3em .9em;border-bottom:1px solid #ddd;text-align:left;"
@@ -46,10 +45,12 @@ def write_html(warehouse: Warehouse, figures: Figures, curves: Sequence[Curve], 
     parts = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><title>vlm-rlaif report</title>",
         f"<style>{STYLE}</style><h1>vlm-rlaif: report of {_text(warehouse.path)}</h1>",
-        "<h2>Figures</h2>", _table(figures), "<h2>Plots</h2><div class='plots'>",
+        "<h2>Figures</h2>", _table(select(figures, HEADLINES)),
+        "<p>95 % confidence intervals, clustered by video; n = items.</p><h2>Plots</h2><div class='plots'>",
         _label_bars(figures), *draw(curves).values(), "</div>",
         *(f"<p>{_text(said)}</p>" for curve in curves if (said := remark(curve))),
         "<h2>A few pairs</h2>", *(_pair(warehouse, row) for row in some_pairs(warehouse)),
+        "<h2>More figures</h2>", _table(select(figures, [name for name in figures if name not in HEADLINES])),
         "<h2>Rows</h2>", _counts(warehouse),
     ]  # fmt: skip
     partial = path.with_suffix(".partial")
@@ -62,14 +63,12 @@ def _text(value: Any) -> str:
 
 
 def _table(figures: Figures) -> str:
-    names = [*(n for n in HEADLINES if n in figures), *(n for n in figures if n not in HEADLINES)]
     rows = [
-        f"<tr><td><code>{_text(n)}</code></td><td>{_text(figures[n])}</td><td>{_text(HEADLINES.get(n, ''))}</td></tr>"
-        for n in names
+        f"<tr><td><code>{_text(name)}</code></td><td>{_text(estimate)}</td>"
+        f"<td>{_text(HEADLINES.get(name, ''))}</td></tr>"
+        for name, estimate in figures.items()
     ]
-    note = "95 % confidence intervals, clustered by video; n = items."
-    head = "<tr><th>figure</th><th>value [interval]</th><th>what it is</th></tr>"
-    return f"<table>{head}{''.join(rows)}</table><p>{note}</p>"
+    return f"<table><tr><th>figure</th><th>value [interval]</th><th></th></tr>{''.join(rows)}</table>" if rows else ""
 
 
 def _label_bars(figures: Figures) -> str:

@@ -30,8 +30,13 @@ class Trained:
     fresh: bool
     """False: it stood already."""
 
+    @property
+    def where(self) -> str:
+        """`trained at PATH`, or `stands at PATH` when there was nothing to do."""
+        return f"{'trained' if self.fresh else 'stands'} at {self.path}"
+
     def __str__(self) -> str:
-        return f"{self.kind}: {'trained' if self.fresh else 'stands'} at {self.path}"
+        return f"{self.kind}: {self.where}"
 
 
 MEMORY_ONLY = ("micro_batch", "save_every")
