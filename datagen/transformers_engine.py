@@ -38,14 +38,14 @@ class TransformersEngine:
 
     def __init__(
         self, model: str, *, device: str | None = None, batch_size: int = 64,
-        decode_threads: int = 2, trust_remote_code: bool = False,
+        frame_bytes: int = FRAME_BYTES, decode_threads: int = 2, trust_remote_code: bool = False,
     ) -> None:  # fmt: skip
         folder = models.download(model)
         self.model, self.revision = model, models.revision(model)
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.encoder = Encoder.load(folder, trust_remote_code)
         self.net = load_model(folder, self.device, trust_remote_code)
-        self.batch_size, self.decode_threads = batch_size, decode_threads
+        self.batch_size, self.frame_bytes, self.decode_threads = batch_size, frame_bytes, decode_threads
         eos = self.net.generation_config.eos_token_id or self.encoder.tokenizer.eos_token_id
         self.eos_ids: list[int] = list(eos) if isinstance(eos, list | tuple) else [eos]
 
@@ -72,7 +72,7 @@ class TransformersEngine:
         batch: list[Asked] = []
         refused, left = [], []
         for request, future in ahead:
-            if _kind(request) != kind or len(batch) == self.batch_size or size >= FRAME_BYTES:
+            if _kind(request) != kind or len(batch) == self.batch_size or size >= self.frame_bytes:
                 left.append((request, future))
                 continue
             try:

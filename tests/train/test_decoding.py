@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from vlm_rlaif.datagen.decoding import SeededDraw, draw, keep_top_p
 from vlm_rlaif.datagen.encode import Conversation, Encoder, collate, read_clip
-from vlm_rlaif.datagen.engine import Request, VideoPart
+from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.transformers_engine import TransformersEngine, load_model
 from vlm_rlaif.train.data import join
 from vlm_rlaif.train.ppo_math import logprobs_of
@@ -80,6 +82,23 @@ def test_sampling_and_a_forward_over_the_result_agree_on_log_probabilities(tiny:
     assert (forward - sampled).abs().max() < 1e-4
 
 
+def test_the_habits_of_a_checkpoint_stay_out_of_sampling(tiny: Path, clips: list[Path]) -> None:
+    """A repetition penalty in `generation_config.json` would make rollouts those of another policy."""
+    encoder, model = Encoder.load(str(tiny)), load_model(str(tiny), "cpu")
+    prompts = encoder.encode([Conversation("describe the video .", clip=read_clip(VideoPart(clips[0], FRAMES)))])
+
+    def said() -> list[list[int]]:
+        return draw(
+            model, collate(prompts, encoder.pad_id, side="left"), Sampling(max_new_tokens=12), [1],
+            eos_ids=[encoder.tokenizer.eos_token_id], pad_id=encoder.pad_id, forbidden=encoder.visual_ids(),
+        ).tokens  # fmt: skip
+
+    plain = said()
+    model.generation_config.repetition_penalty = 50.0
+    assert said() == plain
+    assert model.generation_config.repetition_penalty == 50.0
+
+
 def test_choices_come_back_with_log_probabilities_of_the_whole_vocabulary(
     engine: TransformersEngine, clips: list[Path]
 ) -> None:
@@ -100,3 +119,26 @@ def test_an_unreadable_video_fails_alone(engine: TransformersEngine, clips: list
     done = {c.request_id: c for c in engine.generate(asked)}
     assert done["bad"].error_kind == "video" and "bad.mp4" in done["bad"].error
     assert not done["0"].error and not done["1"].error
+
+
+def test_a_request_that_the_model_cannot_take_fails_alone(engine: TransformersEngine, clips: list[Path]) -> None:
+    """A placeholder of a video in the words, and no frames for it."""
+    asked = requests(clips, 0.0)
+    broken = dataclasses.replace(asked[0], request_id="broken", user="what is <|video_pad|> ?")
+    done = {c.request_id: c for c in engine.generate([*asked[:3], broken, *asked[3:]])}
+    assert done["broken"].error and done["broken"].error_kind == "engine"
+    assert {name for name, c in done.items() if not c.error} == {r.request_id for r in asked}
+
+
+def test_a_batch_is_full_when_its_frames_fill_the_memory(tiny: Path, clips: list[Path]) -> None:
+    sizes = []
+
+    class Counting(TransformersEngine):
+        def _answer(self, batch: list[Any]) -> list[Completion]:
+            sizes.append(len(batch))
+            return super()._answer(batch)
+
+    asked = requests(clips, 0.0)
+    one_clip = read_clip(asked[0].video).frames.nbytes
+    engine = Counting(str(tiny), batch_size=64, frame_bytes=one_clip + 1)
+    assert len(list(engine.generate(asked))) == 6 and sizes == [2, 2, 2]

@@ -91,6 +91,20 @@ def test_micro_batches_change_memory_and_nothing_else(
             assert (tensor - other[key]).abs().max() < 2e-5
 
 
+def test_a_rollout_does_not_depend_on_how_it_is_cut_up(
+    ppo_settings: PPO, reward_folder: Path, rows: list[Scored], tmp_path: Path
+) -> None:
+    """Seeds belong to rows: only the padding differs."""
+    whole, cut = (
+        PPOTrainer(dataclasses.replace(ppo_settings, micro_batch=size), reward_folder, rows, tmp_path).roll_out(0)
+        for size in (64, 2)
+    )
+    assert cut.tokens == whole.tokens and cut.rows == whole.rows
+    assert torch.equal(cut.mask, whole.mask) and torch.equal(cut.ended, whole.ended)
+    for name in ("logprobs", "reference_logprobs", "values", "rewards", "kl", "scores"):
+        assert torch.allclose(getattr(cut, name), getattr(whole, name), atol=1e-4), name
+
+
 def test_a_checkpoint_that_was_being_written_is_ignored(tmp_path: Path) -> None:
     state = checkpoint.State(3, {"w": torch.ones(2)}, {}, [], "mine")
     checkpoint.save(tmp_path, state)
