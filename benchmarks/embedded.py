@@ -2,8 +2,8 @@
 
     python benchmarks/embedded.py [--samples 1000]
 
-Exact match of captions, answers and verdicts, with 95 % intervals; verdicts also by kind of question. The flawed
-policy start is measured by the truth of its greedy answers beside the judge's own. Writes
+Exact match of captions, answers and verdicts, with 95 % intervals; answers and verdicts also by kind of question. The
+policy start, which is flawed on purpose, is measured on captions and answers against the same references. Writes
 `benchmarks/results/embedded.json`, from which the model card quotes.
 """
 

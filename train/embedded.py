@@ -1,9 +1,9 @@
 """How the embedded model was made: the shapes world streamed through the project's own SFT loop.
 
-    vlm-rlaif train embedded --into DIR        (two processes, about an hour and a half on two CPU cores)
+    vlm-rlaif train embedded --into DIR        (two processes, about two hours on two CPU cores)
 
-Three stages of one mixture: clip captions and answers first, verdicts as soon as seeing works. Samples are
-made on the fly from (seed, process, step), so nothing is stored and a killed run goes on exactly. The policy
+Five stages of one mixture (`SCHEDULE`): seeing first, then judging of short answers, of what objects do, of
+everything, of long answers. Samples are made on the fly from (seed, process, step), so nothing is stored and a killed run goes on exactly. The policy
 start is a second, short run over data that is wrong on purpose (`flawed.py`).
 """
 

@@ -129,3 +129,17 @@ def test_a_folder_is_not_trained_further_with_other_settings(
     other = dataclasses.replace(ppo_settings, iterations=1, kl_coef=0.5)
     with pytest.raises(UserError, match="another training"):
         PPOTrainer(other, reward_folder, rows, tmp_path).train()
+
+
+def test_both_trainers_run_on_a_base_in_half_precision(
+    reward_settings: Rewarding, ppo_settings: PPO, clips: list[Path], rows: list[Scored], tmp_path: Path
+) -> None:
+    """What a GPU does with a checkpoint in bf16: heads and losses stay in fp32."""
+    reward = RewardTrainer(reward_settings, pairs_about_length(clips, 4), tmp_path / "rm")
+    reward.model.backbone.base.to(torch.bfloat16)
+    reward.train()
+    ppo = PPOTrainer(dataclasses.replace(ppo_settings, iterations=1), tmp_path / "rm", rows, tmp_path / "ppo")
+    ppo.backbone.base.to(torch.bfloat16)
+    seen: list[dict[str, float]] = []
+    ppo.train(lambda step, metrics, said: seen.append(metrics))
+    assert seen and all(torch.isfinite(torch.tensor(list(metrics.values()))).all() for metrics in seen)
