@@ -3,8 +3,8 @@
     vlm-rlaif train embedded --into DIR        (two processes, about two hours on two CPU cores)
 
 Five stages of one mixture (`SCHEDULE`): seeing first, then judging of short answers, of what objects do, of
-everything, of long answers. Samples are made on the fly from (seed, process, step), so nothing is stored and a killed run goes on exactly. The policy
-start is a second, short run over data that is wrong on purpose (`flawed.py`).
+everything, of long answers. Samples are made on the fly from (seed, process, step), so nothing is stored and a
+killed run goes on exactly. The policy start is a second, short run over data that is wrong on purpose (`flawed.py`).
 """
 
 from __future__ import annotations
