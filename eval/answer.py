@@ -92,4 +92,5 @@ def answer_stage(
         sampling=greedy if samples == 1 else respond.sampling,
     )  # fmt: skip
     where = split or evaluate.split
-    return AnswerStage(settings, model_spec("answer", settings, {}), asked_by(recipe), where, evaluate.max_questions)
+    spec = model_spec("answer", settings, {"split": where})  # so that figures of one spec are those of one split
+    return AnswerStage(settings, spec, asked_by(recipe), where, evaluate.max_questions)

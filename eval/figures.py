@@ -210,12 +210,13 @@ def best_of_n(
 ) -> Figures:
     """Truth of the sampled answer that the reward model likes best: what picking alone can do.
 
-    `questions`: as `questions_with_context` gives them.
+    `questions`: as `questions_with_context` gives them. A model that reads narratives leaves videos without one out.
     """
     from vlm_rlaif.train.reward import RewardModel, Scored
 
-    rows = answer_rows(warehouse, spec_id)
     model = RewardModel.load(reward_folder)
+    told = model.settings.context_prompt is not None
+    rows = [r for r in answer_rows(warehouse, spec_id) if not told or questions[r["question_id"]]["context"]]
     scores = model.score(
         [
             Scored(
@@ -236,10 +237,13 @@ def best_of_n(
 
 
 def win_figures(warehouse: Warehouse, judge: str) -> Figures:
-    """How probable the judge finds it that the trained policy's answer beats the start's, both orders."""
+    """How probable the judge finds it that the trained policy's answer beats the start's, both orders.
+
+    An answer that was judged in one order alone is missing: position bias would be counted.
+    """
     rows = warehouse.rows(
-        "SELECT q.video_id, avg(s.value) AS value FROM scores s JOIN answers a USING (answer_id)"
-        " JOIN questions q ON q.question_id = a.question_id WHERE s.judge = ?"
+        "SELECT q.video_id, CASE WHEN count(s.value) = 2 THEN avg(s.value) END AS value FROM scores s"
+        " JOIN answers a USING (answer_id) JOIN questions q ON q.question_id = a.question_id WHERE s.judge = ?"
         " GROUP BY q.video_id, a.answer_id",
         [judge],
     )

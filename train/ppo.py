@@ -10,7 +10,6 @@ micro-batches exactly.
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -34,7 +33,7 @@ from vlm_rlaif.train.ppo_math import (
 from vlm_rlaif.train.reward import ADAPTER_NAME as REWARD
 from vlm_rlaif.train.reward import RewardModel, Scored
 from vlm_rlaif.train.rollout import POLICY, VALUE, Rollout, Sampler
-from vlm_rlaif.train.vlm import ADAPTER, HEAD, Backbone, save_adapter, scalar_head
+from vlm_rlaif.train.vlm import Backbone, save_adapter, scalar_head
 from vlm_rlaif.warehouse.config import PPO
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import row_id
@@ -52,13 +51,10 @@ class PPOTrainer:
         torch.manual_seed(settings.seed)
         self.settings, self.prompts, self.folder = settings, list(prompts), folder
         self.backbone = Backbone(settings.model)
-        asked = [(p.path.name, p.question, p.context) for p in self.prompts]
-        reward_weights = (reward_folder / ADAPTER).read_bytes() + (reward_folder / HEAD).read_bytes()
-        self._fingerprint = row_id(
-            "ppo", *identity(settings), self.backbone.revision, asked, hashlib.sha256(reward_weights).hexdigest()
-        )
         self.backbone.add_adapter(POLICY, settings.lora)
         reward = RewardModel.load(reward_folder, self.backbone)
+        asked = [(p.path.name, p.question, p.context) for p in self.prompts]
+        self._fingerprint = row_id("ppo", *identity(settings), self.backbone.revision, asked, reward.fingerprint())
         self.backbone.add_adapter(VALUE, reward.settings.lora)
         self.backbone.load_adapter_weights(VALUE, self.backbone.adapter_weights(REWARD))
         self.value_head = scalar_head(self.backbone.hidden_size, zero=True)

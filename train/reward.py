@@ -10,6 +10,7 @@ standard deviation 1 over the training responses, and gain and bias stay with th
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -97,6 +98,14 @@ class RewardModel:
             "mean": self.mean, "std": self.std,
         }  # fmt: skip
         save_adapter(folder, self.backbone, ADAPTER_NAME, self.head, card)
+
+    def fingerprint(self) -> str:
+        """Hash of everything that decides its scores."""
+        digest = hashlib.sha256()
+        tensors = {**self.backbone.adapter_weights(ADAPTER_NAME), **self.head.state_dict()}
+        for name, tensor in sorted(tensors.items()):
+            digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+        return row_id(digest.hexdigest(), *identity(self.settings), self.backbone.revision, self.mean, self.std)
 
     def rendered(self, row: Scored) -> prompt.Rendered:
         """The prompt of a row, with the narrative when this model reads one."""

@@ -1,7 +1,8 @@
 """Rollouts: what the policy says now, with everything that PPO needs to know about it.
 
 Log-probabilities are computed by a forward over the finished sequence, the same forward that training does, so
-the first ratio is exactly one. Sampling's own log-probabilities are kept beside them as a check (L2).
+the first ratio is one, up to the rounding of another padding. Sampling's own log-probabilities are kept beside them
+as a check (L2).
 """
 
 from __future__ import annotations
