@@ -35,6 +35,7 @@ from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.conductor import Journey, check, generate
 from vlm_rlaif.eval.curves import draw, learning_curves, remark
 from vlm_rlaif.eval.figures import Figures
+from vlm_rlaif.eval.metrics import clustered_mean
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
 from vlm_rlaif.train.jobs import Trained
@@ -64,8 +65,10 @@ HEADLINES = {
     "no_context_gain": "gain of the same loop on labels made without context",
     "context_policy_gain": "policy on labels with context against policy on labels without",
     "random_label_gain": "gain of the same loop on random labels",
-    "start_truth_sampled": "right facts in the start's sampled answers (seed 0)",
-    "policy_truth_sampled": "right facts in the RLAIF policy's sampled answers (seed 0)",
+    "random_label_gain_over_seeds": "the same, with the interval over seeds: each draws labels of its own",
+    "start_truth_sampled": "right facts in the start's sampled answers",
+    "policy_gain_sampled": "gain of the policy, sampled answers (seed 0)",
+    "random_label_gain_sampled": "gain on random labels, sampled answers (seed 0)",
     "best_of_16_truth": "best of 16 samples of the start by the reward model (seed 0)",
     "win_rate": "the judge prefers the RLAIF policy's answer to the start's (seed 0)",
 }
@@ -135,6 +138,9 @@ def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> tuple[dict[str, Any
             alone |= figures.policy_figures(warehouse, start, [specs[seed]], arm)
         for name in (*(f"{role}_accuracy" for role in REWARDS), *(f"{arm}_gain" for arm in ARMS), "policy_truth"):
             per_seed.setdefault(name, []).append(alone[name].value)
+    for arm in ARMS:
+        gains = per_seed[f"{arm}_gain"]
+        found[f"{arm}_gain_over_seeds"] = clustered_mean(gains, range(len(gains)), unit="points")
     engines.close()
     curves = learning_curves(
         warehouse,
@@ -161,19 +167,22 @@ def first_seed(
     """Sampled answers, best of n and win rate: controls that one seed answers."""
     assert recipe.evaluate
     n, policy = recipe.evaluate.best_of, str(trained["policy"].path / MERGED)
-    sampled = [answer_stage(recipe, model, samples=n) for model in (None, policy)]
+    models = [None, *(str(trained[arm].path / MERGED) for arm in ARMS)]
+    sampled = [answer_stage(recipe, model, samples=n) for model in models]
     for stage in sampled:
         ask(stage)
     score_answers(warehouse)
+    start, *specs = (stage.spec.spec_id for stage in sampled)
+    found: Figures = figures.sampled_truth(warehouse, start, "start")
+    for arm, spec in zip(ARMS, specs, strict=True):
+        found |= figures.sampled_truth(warehouse, spec, arm) | figures.sampled_gain(warehouse, start, spec, arm)
     new, old = (answer_stage(recipe, model).spec.spec_id for model in (policy, None))
     judge = win_stage(recipe, new, old)
     ask(judge)
+    questions = figures.questions_with_context(warehouse, recipe)
     return {
-        **figures.sampled_truth(warehouse, sampled[0].spec.spec_id, "start"),
-        **figures.sampled_truth(warehouse, sampled[1].spec.spec_id, "policy"),
-        **figures.best_of_n(
-            warehouse, sampled[0].spec.spec_id, trained["rm"].path, figures.questions_with_context(warehouse, recipe)
-        ),
+        **found,
+        **figures.best_of_n(warehouse, start, trained["rm"].path, questions),
         **figures.win_figures(warehouse, judge.spec.spec_id),
     }
 
@@ -209,8 +218,9 @@ def publish(results: dict[str, Any], plots: dict[str, str]) -> None:
     for name, svg in plots.items():
         (PLOTS / f"{name}.svg").write_text(svg, encoding="utf-8")
     images = [f"![{name} over the steps of PPO](docs/shapes_journey/{name}.svg)" for name in plots]
-    remarks = [f"* {said}" for said in results["remarks"]]
-    section = "\n".join([readme_table(results), "", *remarks, "", *images])
+    hacked = [f"* {said}" for said in results["remarks"] if "HACKING" in said] or ["* none"]
+    heading = f"Reward hacking, looked for in all {len(results['remarks'])} runs of PPO:"
+    section = "\n".join([readme_table(results), "", heading, "", *hacked, "", *images])
     readme = ROOT / "README.md"
     marks = r"(<!-- results:begin -->\n).*(\n<!-- results:end -->)"
     text = re.sub(marks, lambda m: m[1] + section + m[2], readme.read_text("utf-8"), flags=re.S)

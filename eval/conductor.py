@@ -31,6 +31,7 @@ from vlm_rlaif.eval.figures import (
     policy_figures,
     questions_with_context,
     reward_figures,
+    sampled_gain,
     sampled_truth,
     win_figures,
 )
@@ -214,6 +215,7 @@ def _sampled_figures(warehouse: Warehouse, recipe: Recipe, policy: str, reward: 
     return {
         **sampled_truth(warehouse, start, "start"),
         **sampled_truth(warehouse, trained, "policy"),
+        **sampled_gain(warehouse, start, trained, "policy"),
         **best_of_n(warehouse, start, reward, questions_with_context(warehouse, recipe)),
     }
 

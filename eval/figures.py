@@ -205,6 +205,24 @@ def sampled_truth(warehouse: Warehouse, spec_id: str, name: str) -> Figures:
     return {f"{name}_truth_sampled": clustered_mean(values, videos)}
 
 
+def sampled_gain(warehouse: Warehouse, start: str, trained: str, name: str) -> Figures:
+    """What training did to sampled answers: the paired difference of every question's mean truth.
+
+    Beside the greedy gain this says whether the distribution became truer, or only its most frequent answer changed.
+    """
+    sides: list[dict[str, list[float]]] = []
+    videos: dict[str, str] = {}
+    for spec in (start, trained):
+        values: dict[str, list[float]] = {}
+        for row in answer_rows(warehouse, spec):
+            values.setdefault(row["question_id"], []).append(row["value"])
+            videos[row["question_id"]] = row["video_id"]
+        sides.append(values)
+    asked = sorted(videos)
+    old, new = ([fmean(values[q]) if q in values else None for q in asked] for values in sides)
+    return {f"{name}_gain_sampled": paired_difference(new, old, [videos[q] for q in asked])}
+
+
 def best_of_n(
     warehouse: Warehouse, spec_id: str, reward_folder: Path, questions: dict[str, dict[str, Any]]
 ) -> Figures:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import json
 import re
 import shlex
 import subprocess
@@ -136,8 +138,22 @@ def test_every_table_and_view_is_in_the_architecture() -> None:
     assert [name for name in (*schema.table_names(), *views) if f"`{name}`" not in ARCHITECTURE] == []
 
 
-def test_the_results_of_the_readme_stand_between_their_marks() -> None:
-    assert re.search(r"^<!-- results:begin -->\n.+\n<!-- results:end -->$", README, re.MULTILINE | re.DOTALL)
+def test_the_results_of_the_readme_are_those_of_the_results_file() -> None:
+    """Nobody typed them: the benchmark wrote the table, and would write it again."""
+    path = ROOT / "benchmarks" / "shapes_journey.py"
+    spec = importlib.util.spec_from_file_location("shapes_journey", path)
+    assert spec and spec.loader
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    results = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
+    assert all(set(figure) == {"value", "low", "high", "n", "unit"} for figure in results["figures"].values())
+    (section,) = re.findall(r"^<!-- results:begin -->\n(.+)\n<!-- results:end -->$", README, re.M | re.S)
+    assert benchmark.readme_table(results) in section
+    assert section.count("REWARD HACKING") == sum("REWARD HACKING" in said for said in results["remarks"])
+
+
+def test_the_sentence_about_the_demo_stands_between_its_marks() -> None:
+    assert re.search(r"^<!-- demo:begin -->\n.+\n<!-- demo:end -->$", README, re.M | re.S)
 
 
 @pytest.mark.parametrize("file", SOURCES, ids=lambda file: str(file.relative_to(ROOT)))
