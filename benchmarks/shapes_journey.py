@@ -2,8 +2,9 @@
 
     python benchmarks/shapes_journey.py --into runs/shapes-full [--recipe shapes-full] [--seeds 3]
 
-Runs the recipe once up to the labels, then per seed three arms of the same loop (reward model, then PPO): labels made
-with context, labels made without, and random labels; and a reward model that cannot see the video. The labels are the
+Runs the recipe once up to the labels, then per seed four arms of the same loop (reward model, then PPO): labels made
+with context, the same with a reward model that reads the narrative too, labels made without context, and random
+labels; and a reward model that cannot see the video. The labels are the
 same in every seed: the judge is greedy, so repeating them would repeat them. Everything is resumable: run it again
 and it goes on. `--only-seed K` trains what belongs to one seed and stops, so that a process per core can share the
 work once the labels stand.
@@ -46,9 +47,6 @@ from vlm_rlaif.warehouse.store import Warehouse
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "shapes_journey.json"
 PLOTS = ROOT / "docs" / "shapes_journey"
-ARMS = {"policy": "context", "no_context": "none", "random_label": "random"}
-"""Name of an arm's policy in the figures -> the labels that its reward model learnt from."""
-REWARDS = ("rm", "rm_text_only")
 HEADLINES = {
     "label_accuracy_context": "labels made with context agree with the truth",
     "label_accuracy_none": "labels made without context agree with the truth",
@@ -59,11 +57,16 @@ HEADLINES = {
     "rm_video_gain": "gain of the reward model by the video",
     "rm_accuracy_motion_only": "reward model, pairs that differ in motion alone",
     "rm_time_gain_motion_only": "what it loses on them when videos run backwards",
+    "rm_context_accuracy": "reward model that reads the narrative as well",
+    "rm_context_gain": "gain of the reward model by the narrative",
+    "rm_context_accuracy_motion_only": "with the narrative, pairs that differ in motion alone",
     "start_truth": "right facts in the start's greedy answers",
     "policy_truth": "right facts in the RLAIF policy's greedy answers",
     "policy_gain": "gain of the policy",
+    "context_rm_gain": "gain of the same loop with a reward model that reads the narrative",
+    "context_rm_policy_gain": "policy of that loop against the policy above",
     "no_context_gain": "gain of the same loop on labels made without context",
-    "context_policy_gain": "policy on labels with context against policy on labels without",
+    "context_policy_gain": "policy on labels with context against this one",
     "random_label_gain": "gain of the same loop on random labels",
     "random_label_gain_over_seeds": "the same, with the interval over seeds: each draws labels of its own",
     "start_truth_sampled": "right facts in the start's sampled answers",
@@ -85,12 +88,30 @@ def with_seed(recipe: Recipe, seed: int) -> Recipe:
     )
 
 
+def told(recipe: Recipe) -> Recipe:
+    """The reward model reads the narrative as the judge did; the policy does not."""
+    assert recipe.reward
+    return dataclasses.replace(
+        recipe, reward=dataclasses.replace(recipe.reward, context_prompt="reward_context_compact_v1")
+    )
+
+
+ARMS: dict[str, Callable[[Recipe], Recipe]] = {
+    "policy": lambda recipe: with_labels(recipe, "context"),
+    "context_rm": told,
+    "no_context": lambda recipe: with_labels(recipe, "none"),
+    "random_label": lambda recipe: with_labels(recipe, "random"),
+}
+"""Name of an arm's policy in the figures -> how its recipe differs."""
+REWARDS: dict[str, Callable[[Recipe], Recipe]] = {"rm": ARMS["policy"], "rm_text_only": text_only, "rm_context": told}
+
+
 def train(warehouse: Warehouse, recipe: Recipe) -> dict[str, Trained]:
     """Everything that one seed trains, by role; what stands is left alone."""
-    trained = {"rm": train_reward(warehouse, recipe), "rm_text_only": train_reward(warehouse, text_only(recipe))}
-    for arm, labels in ARMS.items():
-        taught = with_labels(recipe, labels)
-        trained[arm] = train_ppo(warehouse, taught, train_reward(warehouse, taught))
+    trained = {role: train_reward(warehouse, change(recipe)) for role, change in REWARDS.items()}
+    for arm, change in ARMS.items():
+        changed = change(recipe)
+        trained[arm] = train_ppo(warehouse, changed, train_reward(warehouse, changed))
     return trained
 
 
@@ -128,8 +149,12 @@ def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> tuple[dict[str, Any
     }
     for arm, specs in by_arm.items():
         found |= figures.policy_figures(warehouse, start, specs, arm)
-    against = figures.policy_figures(warehouse, by_arm["no_context"], by_arm["policy"], "context_policy")
-    found |= {name: estimate for name, estimate in against.items() if name.startswith("context_policy_gain")}
+    for name, better, worse in (
+        ("context_policy", "policy", "no_context"),
+        ("context_rm_policy", "context_rm", "policy"),
+    ):
+        against = figures.policy_figures(warehouse, by_arm[worse], by_arm[better], name)
+        found |= {key: estimate for key, estimate in against.items() if key.startswith(f"{name}_gain")}
     found |= first_seed(warehouse, recipe, ask, trained[0])
     per_seed: dict[str, list[float | None]] = {}
     for seed, roles in enumerate(trained):

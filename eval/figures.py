@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from vlm_rlaif.train.reward import LabeledPair, RewardModel
 
 Figures = dict[str, Estimate]
+REWARD_GAINS = {"rm_video_gain": ("rm", "rm_text_only"), "rm_context_gain": ("rm_context", "rm")}
+"""Figure -> the two reward models that it compares on the same pairs."""
 
 
 def label_figures(warehouse: Warehouse, recipe: Recipe) -> Figures:
@@ -101,8 +103,9 @@ def reward_figures(
                 found[f"{name}_time_gain_motion_only"] = paired_difference(forwards, backwards, where)
         if reversed_time:
             found[f"{name}_accuracy_time_reversed"] = clustered_mean(reversed_time, videos)
-    if {"rm", "rm_text_only"} <= accuracies.keys():
-        found["rm_video_gain"] = paired_difference(accuracies["rm"], accuracies["rm_text_only"], videos)
+    for gain, (better, worse) in REWARD_GAINS.items():
+        if {better, worse} <= accuracies.keys():
+            found[gain] = paired_difference(accuracies[better], accuracies[worse], videos)
     return found
 
 
