@@ -97,11 +97,11 @@ def reward_figures(
             where = [videos[i] for i in at]
             forwards = [accuracies[name][i] for i in at]
             found[f"{name}_accuracy_{kind}_only"] = clustered_mean(forwards, where)
-            if kind == "motion" and reversed_time:
+            if kind == "motion" and reversed_time is not None:
                 backwards = [reversed_time[i] for i in at]
                 found[f"{name}_accuracy_motion_only_time_reversed"] = clustered_mean(backwards, where)
                 found[f"{name}_time_gain_motion_only"] = paired_difference(forwards, backwards, where)
-        if reversed_time:
+        if reversed_time is not None:
             found[f"{name}_accuracy_time_reversed"] = clustered_mean(reversed_time, videos)
     for gain, (better, worse) in REWARD_GAINS.items():
         if {better, worse} <= accuracies.keys():
@@ -111,10 +111,10 @@ def reward_figures(
 
 def _accuracies(
     folders: Sequence[Path], pairs: Sequence[LabeledPair], truths: Sequence[tuple[Truth, Truth]]
-) -> tuple[list[float], list[float]]:
+) -> tuple[list[float], list[float] | None]:
     """How often each pair is put in the right order, averaged over checkpoints; then with videos run backwards.
 
-    The second list is empty for a model that sees no video.
+    The second is None for a model that sees no video.
     """
     from vlm_rlaif.train.reward import RewardModel
 
@@ -125,9 +125,11 @@ def _accuracies(
         if model.prompts.frames is not None:
             model.look(backwards=True)
             backwards.append(_right(model, pairs, truths))
-    return [fmean(item) for item in zip(*forwards, strict=True)], [
-        fmean(item) for item in zip(*backwards, strict=True)
-    ]
+    return _per_pair(forwards), _per_pair(backwards) if backwards else None
+
+
+def _per_pair(seeds: Sequence[Sequence[float]]) -> list[float]:
+    return [fmean(pair) for pair in zip(*seeds, strict=True)]
 
 
 def _right(model: RewardModel, pairs: Sequence[LabeledPair], truths: Sequence[tuple[Truth, Truth]]) -> list[float]:

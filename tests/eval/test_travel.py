@@ -28,7 +28,7 @@ FIGURES = {
 def recipe_file(folder: Path, **changes: Any) -> Path:
     """`shapes-mini`, smaller still, with some parts replaced (None: left out)."""
     parts = yaml.safe_load(MINI.read_text(encoding="utf-8"))
-    parts["world"] |= {"videos": 30, "questions": 3}
+    parts["world"] |= {"videos": 36, "questions": 4}
     parts["ppo"] |= {"iterations": 1, "episodes": 8}
     for name, change in changes.items():
         parts[name] = change if change is None or name not in parts else {**parts[name], **change}
