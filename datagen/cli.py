@@ -1,20 +1,19 @@
-"""`vlm-rlaif add` and `vlm-rlaif datagen ...`: one command per stage, all with the same options."""
+"""`vlm-rlaif datagen ...`: one command per stage, all with the same options."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, warehouse_argument
+from vlm_rlaif.warehouse.cli import finish, warehouse_argument
 
 if TYPE_CHECKING:
-    from vlm_rlaif.datagen.job import Outcome, Stage
+    from vlm_rlaif.datagen.job import Stage
     from vlm_rlaif.warehouse.config import Recipe
+    from vlm_rlaif.warehouse.runs import Outcome
     from vlm_rlaif.warehouse.store import Warehouse
 
 
@@ -37,43 +36,9 @@ def stage_options(command: Any) -> Any:
     return command
 
 
-@click.command()
-@warehouse_argument
-@click.argument("folder", type=click.Path(path_type=Path))
-@click.option("--questions", type=click.Path(path_type=Path), help="JSONL with a `question` a line.")
-@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-def add(warehouse: Path, folder: Path, questions: Path | None, as_json: bool) -> int:
-    """Add the videos below FOLDER, and questions about them."""
-    from vlm_rlaif.datagen.add import add_questions, add_videos
-    from vlm_rlaif.datagen.questions import read_questions
-    from vlm_rlaif.warehouse.store import Warehouse
-
-    opened = Warehouse.open(warehouse)
-    if questions:
-        read_questions(questions)  # complain about a bad file before any video is read
-    added = add_videos(opened, folder)
-    for problem in added.unreadable:
-        click.echo(f"unreadable: {problem}", err=True)
-    outcomes: list[Outcome] = [added]
-    if questions:
-        outcomes.append(add_questions(opened, questions, added.video_ids))
-    finish(outcomes, as_json)
-    return EXIT_FAILED_ROWS if added.unreadable else 0
-
-
 @click.group()
 def datagen() -> None:
     """What models say about videos: clips, captions, contexts, questions, responses, pairs."""
-
-
-def finish(outcomes: Sequence[Outcome], as_json: bool) -> int:
-    """Print how stages ended; the exit code of the command."""
-    if as_json:
-        click.echo(json.dumps([asdict(outcome) for outcome in outcomes]))
-    else:
-        for outcome in outcomes:
-            click.echo(str(outcome))
-    return EXIT_FAILED_ROWS if any(outcome.failed or outcome.failed_before for outcome in outcomes) else 0
 
 
 def run_stages(

@@ -6,10 +6,10 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from vlm_rlaif.datagen.job import Outcome, derive
 from vlm_rlaif.warehouse.config import Clips
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import Clip, Record, row_id
+from vlm_rlaif.warehouse.runs import Outcome, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
 SHORTEST_S = 0.2

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.job import Outcome, derive
 from vlm_rlaif.warehouse.records import Context, Record, Spec, row_id
+from vlm_rlaif.warehouse.runs import Outcome, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vlm_rlaif.datagen import torchvision_repair
 from vlm_rlaif.datagen.engine import VideoPart
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
-from vlm_rlaif.warehouse.video import sample
+from vlm_rlaif.warehouse.media.video import sample
 
 torchvision_repair.declare_missing_operators()
 

@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_rlaif.datagen.job import Outcome, derive
 from vlm_rlaif.warehouse.records import Pair, Record, row_id
+from vlm_rlaif.warehouse.runs import Outcome, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
 STRATEGY = "all"

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vlm_rlaif.datagen import shapes
-from vlm_rlaif.datagen.add import add_videos, make_question
-from vlm_rlaif.datagen.job import Outcome, derive
-from vlm_rlaif.datagen.progress import Bar
 from vlm_rlaif.datagen.shapes_video import write_mp4
 from vlm_rlaif.warehouse.config import World
+from vlm_rlaif.warehouse.intake.add import add_videos, make_question
+from vlm_rlaif.warehouse.progress import Bar
 from vlm_rlaif.warehouse.records import Record
+from vlm_rlaif.warehouse.runs import Outcome, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
 

@@ -19,7 +19,7 @@ from vlm_rlaif.datagen.decoding import draw
 from vlm_rlaif.datagen.encode import Clip, Conversation, Encoder, collate, read_clip
 from vlm_rlaif.datagen.engine import Completion, Request
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
-from vlm_rlaif.warehouse.video import VideoError
+from vlm_rlaif.warehouse.media.video import VideoError
 
 FIRST_AHEAD = 16
 """Requests whose frames are decoded ahead before anything is known of their size."""

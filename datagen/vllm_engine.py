@@ -23,7 +23,7 @@ from vlm_rlaif.datagen import models
 from vlm_rlaif.datagen.encode import Clip, Conversation, Encoder, metadata, read_clip
 from vlm_rlaif.datagen.engine import Completion, Request
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
-from vlm_rlaif.warehouse.video import VideoError
+from vlm_rlaif.warehouse.media.video import VideoError
 
 CPU_CACHE_BYTES = 2**30
 """Keys and values that vLLM keeps on a CPU, where it has no memory of its own to measure."""

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlm_rlaif.datagen.cli import finish, run_stages, stage_options
-from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, show, warehouse_argument
+from vlm_rlaif.datagen.cli import run_stages, stage_options
+from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, finish, print_rows, warehouse_argument
 from vlm_rlaif.warehouse.errors import UserError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def report(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     as_json = {name: estimate.as_json() for name, estimate in figures.items()}
     (warehouse.folder / "figures.json").write_text(json.dumps(as_json, indent=1), encoding="utf-8")
     if figures:
-        show(as_table(select(figures, HEADLINES)))
+        print_rows(as_table(select(figures, HEADLINES)))
     for said in filter(None, map(remark, curves)):
         click.echo(said)
     click.echo(f"Report: {warehouse.folder / 'report.html'}")

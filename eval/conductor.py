@@ -12,7 +12,7 @@ from vlm_rlaif.datagen import models, prompt
 from vlm_rlaif.datagen.clip import clip
 from vlm_rlaif.datagen.context import context
 from vlm_rlaif.datagen.engines import Engines
-from vlm_rlaif.datagen.job import Outcome, Stage, run_stage
+from vlm_rlaif.datagen.job import Stage, run_stage
 from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import (
     ask_stage,
@@ -51,6 +51,7 @@ from vlm_rlaif.train.run import (
 )
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
 AskModel = Callable[[Stage], None]

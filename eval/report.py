@@ -13,8 +13,8 @@ from typing import Any
 from vlm_rlaif.eval.curves import Curve, draw, remark
 from vlm_rlaif.eval.figures import Figures, select
 from vlm_rlaif.eval.plots import bar_plot, png_data_uri
+from vlm_rlaif.warehouse.media.video import VideoError, sample
 from vlm_rlaif.warehouse.store import Warehouse
-from vlm_rlaif.warehouse.video import VideoError, sample
 
 HEADLINES = {
     "label_accuracy_context": "labels with context: agreement with the truth",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vlm_rlaif.datagen.job import Outcome, derive
 from vlm_rlaif.datagen.shapes_truth import Truth, score
 from vlm_rlaif.eval.metrics import agreement_with_truth
 from vlm_rlaif.warehouse.records import Record, Score, row_id
+from vlm_rlaif.warehouse.runs import Outcome, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
 METRICS = ("truth", "fully_right")

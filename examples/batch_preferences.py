@@ -13,12 +13,13 @@ from collections.abc import Callable
 
 from vlm_rlaif.datagen.engine import Engine
 from vlm_rlaif.datagen.engines import ENGINES, Engines
-from vlm_rlaif.datagen.job import Outcome, run_stage
+from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse import Warehouse
 from vlm_rlaif.warehouse.config import Recipe, load
+from vlm_rlaif.warehouse.runs import Outcome
 
 
 def batch_preferences(

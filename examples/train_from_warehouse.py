@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from vlm_rlaif.datagen.engines import Engines
-from vlm_rlaif.datagen.job import Outcome, run_stage
+from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.train import PPOTrainer
@@ -22,6 +22,7 @@ from vlm_rlaif.train.run import MERGED, prompt_rows
 from vlm_rlaif.train.vlm import export
 from vlm_rlaif.warehouse import Warehouse
 from vlm_rlaif.warehouse.config import Recipe, load, replace_models
+from vlm_rlaif.warehouse.runs import Outcome
 
 
 def train_from_warehouse(warehouse: Warehouse, recipe: Recipe, into: Path, *, min_strength: float = 0.1) -> Outcome:

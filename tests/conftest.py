@@ -17,10 +17,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from hypothesis import settings
 
-from vlm_rlaif.datagen.add import split_of
 from vlm_rlaif.datagen.shapes import World
 from vlm_rlaif.datagen.shapes_video import write_mp4
 from vlm_rlaif.warehouse import cli, config
+from vlm_rlaif.warehouse.intake.add import split_of
 from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 

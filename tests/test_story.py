@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from vlm_rlaif.datagen.add import add_videos
 from vlm_rlaif.datagen.clip import clip
 from vlm_rlaif.datagen.context import context
 from vlm_rlaif.datagen.engines import Engines
-from vlm_rlaif.datagen.job import Outcome, Stage, run_stage
+from vlm_rlaif.datagen.job import Stage, run_stage
 from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec, part, respond_stage
 from vlm_rlaif.datagen.shapes_add import add_world
@@ -26,6 +25,8 @@ from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.feedback.verdict import Verdict, combine
 from vlm_rlaif.train.run import MERGED, train_ppo, train_reward
 from vlm_rlaif.warehouse.config import Recipe, World, load
+from vlm_rlaif.warehouse.intake.add import add_videos
+from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
 VIDEOS = 12

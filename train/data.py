@@ -14,7 +14,7 @@ from vlm_rlaif.datagen.engine import VideoPart
 from vlm_rlaif.datagen.prompt import Rendered
 from vlm_rlaif.warehouse.config import Frames
 from vlm_rlaif.warehouse.errors import UserError
-from vlm_rlaif.warehouse.video import VideoError
+from vlm_rlaif.warehouse.media.video import VideoError
 
 
 @dataclass(frozen=True, slots=True)

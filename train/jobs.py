@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_rlaif.datagen import models, prompt
-from vlm_rlaif.datagen.job import record_run
 from vlm_rlaif.warehouse.journal import only_one, replay
 from vlm_rlaif.warehouse.records import Checkpoint, Step, row_id
+from vlm_rlaif.warehouse.runs import record_run
 from vlm_rlaif.warehouse.store import Warehouse
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vlm_rlaif.datagen.progress import Bar
 from vlm_rlaif.train import checkpoint
 from vlm_rlaif.train.data import join
 from vlm_rlaif.train.jobs import identity
@@ -36,6 +35,7 @@ from vlm_rlaif.train.rollout import POLICY, VALUE, Rollout, Sampler
 from vlm_rlaif.train.vlm import Backbone, save_adapter, scalar_head
 from vlm_rlaif.warehouse.config import PPO
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.progress import Bar
 from vlm_rlaif.warehouse.records import row_id
 
 OnLog = Callable[[int, dict[str, float], list[Scored]], None]

@@ -21,7 +21,6 @@ import torch
 from torch import nn
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.progress import Bar
 from vlm_rlaif.train import checkpoint
 from vlm_rlaif.train.data import Batch, PromptCache, join
 from vlm_rlaif.train.jobs import identity
@@ -42,6 +41,7 @@ from vlm_rlaif.train.vlm import (
 )
 from vlm_rlaif.warehouse.config import Rewarding, build
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.progress import Bar
 from vlm_rlaif.warehouse.records import row_id
 
 ADAPTER_NAME = "reward"

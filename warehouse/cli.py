@@ -11,14 +11,18 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from decimal import Decimal
 from importlib.metadata import entry_points, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vlm_rlaif.warehouse.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from vlm_rlaif.warehouse.runs import Outcome
 
 EXIT_USER_ERROR = 2
 EXIT_FAILED_ROWS = 3
@@ -88,7 +92,7 @@ def tables(warehouse: Path, as_json: bool) -> None:
         " UNION ALL ".join(f'SELECT {i} AS i, count(*) AS n FROM "{t}"' for i, t in enumerate(quoted))
     )
     rows = {row["i"]: row["n"] for row in counts}
-    show([{**t, "kind": t["kind"].replace("base ", ""), "rows": rows[i]} for i, t in enumerate(found)],
+    print_rows([{**t, "kind": t["kind"].replace("base ", ""), "rows": rows[i]} for i, t in enumerate(found)],
          "json" if as_json else "table")  # fmt: skip
 
 
@@ -105,7 +109,7 @@ def runs(warehouse: Path, as_json: bool, limit: int) -> None:
         " rows_written, rows_failed, tokens_in, tokens_out FROM runs ORDER BY started_at DESC LIMIT ?",
         [limit],
     )
-    show(rows, "json" if as_json else "table")
+    print_rows(rows, "json" if as_json else "table")
 
 
 @cli.command()
@@ -126,10 +130,20 @@ def sql(warehouse: Path, query: str, form: str) -> None:
         rows = found.to_pylist()
     except (duckdb.Error, OverflowError) as error:
         raise UserError(str(error), f"vlm-rlaif tables {warehouse}") from None
-    show(rows, form, found.column_names)
+    print_rows(rows, form, found.column_names)
 
 
-def show(rows: list[dict[str, Any]], form: str = "table", columns: Sequence[str] = ()) -> None:
+def finish(outcomes: Sequence[Outcome], as_json: bool) -> int:
+    """Print how stages ended; the exit code of the command."""
+    if as_json:
+        click.echo(json.dumps([asdict(outcome) for outcome in outcomes]))
+    else:
+        for outcome in outcomes:
+            click.echo(str(outcome))
+    return EXIT_FAILED_ROWS if any(outcome.failed or outcome.failed_before for outcome in outcomes) else 0
+
+
+def print_rows(rows: list[dict[str, Any]], form: str = "table", columns: Sequence[str] = ()) -> None:
     """Print rows as an aligned table, CSV, JSON or Markdown. `columns` names those of an empty result."""
     if form == "json":
         click.echo(json.dumps([{k: _finite(v) for k, v in row.items()} for row in rows], default=_plain, indent=1))

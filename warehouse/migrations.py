@@ -1,25 +1,36 @@
-"""Schema versions: each migration runs in one transaction together with the record that it ran."""
+"""Schema versions: each migration runs in one transaction together with the record that it ran.
+
+A migration is a file, `mNNN_name.sql`; one that has been released is never edited.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from importlib import resources
 
 import duckdb
 
 from vlm_rlaif.warehouse import schema
 from vlm_rlaif.warehouse.errors import UserError
-from vlm_rlaif.warehouse.records import RECORDS
 
 
 def m001_initial(connection: duckdb.DuckDBPyConnection) -> None:
     """All tables of version 0.1."""
-    for record in RECORDS:
-        connection.execute(schema.create_table(record))
+    connection.execute(_file("m001_initial.sql"))
+
+
+def m002_versions(connection: duckdb.DuckDBPyConnection) -> None:
+    """Places of videos, versions of data sets, exports, removals, imported labels."""
+    connection.execute(_file("m002_versions.sql"))
+
+
+def _file(name: str) -> str:
+    return (resources.files("vlm_rlaif.warehouse") / name).read_text(encoding="utf-8")
 
 
 Migration = Callable[[duckdb.DuckDBPyConnection], None]
-MIGRATIONS: tuple[Migration, ...] = (m001_initial,)
+MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_versions)
 
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -71,43 +71,17 @@ class Spec:
 
     @staticmethod
     def make(
-        *,
-        stage: str,
-        model: str,
-        revision: str,
-        adapter: str = "",
-        prompt: str,
-        prompt_hash: str,
-        frames: dict[str, Any],
-        sampling: dict[str, Any],
-        upstream: dict[str, str],
-        run_id: str = "",
-    ) -> Spec:
+        *, stage: str, model: str, revision: str, adapter: str = "", prompt: str, prompt_hash: str,
+        frames: dict[str, Any], sampling: dict[str, Any], upstream: dict[str, str], run_id: str = "",
+    ) -> Spec:  # fmt: skip
         """A spec with its id: the hash of everything but the run and the prompt's name."""
-        frames_json, sampling_json, upstream_json = (
-            json.dumps(part, sort_keys=True) for part in (frames, sampling, upstream)
-        )
+        parts = {
+            "adapter": adapter, "prompt_hash": prompt_hash, "frames": json.dumps(frames, sort_keys=True),
+            "sampling": json.dumps(sampling, sort_keys=True), "upstream": json.dumps(upstream, sort_keys=True),
+        }  # fmt: skip
+        spec_id = row_id(stage, model if not revision else "", revision, *parts.values())
         return Spec(
-            spec_id=row_id(
-                stage,
-                model if not revision else "",
-                revision,
-                adapter,
-                prompt_hash,
-                frames_json,
-                sampling_json,
-                upstream_json,
-            ),
-            stage=stage,
-            model=model,
-            revision=revision,
-            adapter=adapter,
-            prompt=prompt,
-            prompt_hash=prompt_hash,
-            frames=frames_json,
-            sampling=sampling_json,
-            upstream=upstream_json,
-            run_id=run_id,
+            spec_id=spec_id, stage=stage, model=model, revision=revision, prompt=prompt, run_id=run_id, **parts
         )
 
 
@@ -136,6 +110,28 @@ class Video:
     rotation: int | None = None
     """Degrees counter-clockwise by which frames are turned to be upright."""
     licence: str | None = None
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoFile:
+    """A place where a video's bytes lie; one video may have several. `videos.uri` is the one that is read."""
+
+    table: ClassVar[str] = "video_files"
+    video_id: str
+    uri: str
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Removal:
+    """A video that was taken out, with all that hung on it. Its hash stays, so that it does not come back."""
+
+    table: ClassVar[str] = "removals"
+    video_id: str
+    uri: str
+    reason: str
+    rows_removed: int
     run_id: str
 
 
@@ -239,7 +235,7 @@ class Label:
     context_id: str | None
     """NULL: the judge saw no context."""
     shown_order: str
-    """`ab`, or `ba` when `response_b` was shown first."""
+    """`ab`; `ba` when `response_b` was shown first; `unknown` for imported labels."""
     vote: int
     choice: str
     """`a`, `b` or `tie`."""
@@ -267,6 +263,49 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """A named, immutable version of the preferences: which rows, and what each said at the time."""
+
+    table: ClassVar[str] = "datasets"
+    name: str
+    rows_hash: str
+    """Hash of its rows: equal selections have equal hashes, whatever their names."""
+    query: str
+    """How the rows were chosen."""
+    preferences: int
+    ties: int
+    videos: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetRow:
+    """One preference of a version. The words stay where they are; the verdict is as it was."""
+
+    table: ClassVar[str] = "dataset_rows"
+    rows_hash: str
+    pair_id: str
+    judge: str
+    choice: str
+    """`a`, `b` or `tie`."""
+    p_a: float
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """Files that a version was written to."""
+
+    table: ClassVar[str] = "exports"
+    export_id: str
+    rows_hash: str
+    format: str
+    path: str
+    rows: int
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
     """A trained model on disk."""
 
@@ -280,7 +319,7 @@ class Checkpoint:
     parent: str
     """Hash of the weights that training started from."""
     data_hash: str
-    """Hash of the ids of the rows that were read."""
+    """Hash of the rows that were read; for a reward model, the `rows_hash` of its version of the data set."""
     config: str
     run_id: str
 
@@ -326,29 +365,18 @@ class Step:
 
 
 Record = (
-    Run
-    | Spec
-    | Video
-    | Clip
-    | Caption
-    | Context
-    | Question
-    | Response
-    | Pair
-    | Label
-    | Failure
-    | Checkpoint
-    | Answer
-    | Score
-    | Step
-)
+    Run | Spec | Video | VideoFile | Removal | Clip | Caption | Context | Question | Response | Pair | Label
+    | Failure | Dataset | DatasetRow | Export | Checkpoint | Answer | Score | Step
+)  # fmt: skip
 RECORDS: tuple[type[Record], ...] = (
-    Run, Spec, Video, Clip, Caption, Context, Question, Response, Pair, Label, Failure,
-    Checkpoint, Answer, Score, Step,
+    Run, Spec, Video, VideoFile, Removal, Clip, Caption, Context, Question, Response, Pair, Label, Failure,
+    Dataset, DatasetRow, Export, Checkpoint, Answer, Score, Step,
 )  # fmt: skip
 """Every table, parents before children."""
 
 PRIMARY_KEYS: dict[str, tuple[str, ...]] = {
+    "video_files": ("video_id", "uri"),
+    "dataset_rows": ("rows_hash", "pair_id", "judge"),
     "failures": ("row_id", "attempt"),
     "steps": ("run_id", "step"),
 }

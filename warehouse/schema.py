@@ -1,4 +1,4 @@
-"""Records to DDL: tables are rendered from the dataclasses of `records.py`, views live in `views.sql`."""
+"""Records to columns: what DuckDB and Arrow call the fields of `records.py`; the views live in `views.sql`."""
 
 from __future__ import annotations
 
@@ -11,26 +11,12 @@ from importlib import resources
 
 import pyarrow as pa
 
-from vlm_rlaif.warehouse.records import RECORDS, Record, primary_key
+from vlm_rlaif.warehouse.records import RECORDS, Record
 
-_SQL_TYPES = {
-    str: "VARCHAR", int: "BIGINT", float: "DOUBLE", datetime: "TIMESTAMP", list[str]: "VARCHAR[]",
-}  # fmt: skip
 _ARROW_TYPES = {
     str: pa.string(), int: pa.int64(), float: pa.float64(), datetime: pa.timestamp("us"),
     list[str]: pa.list_(pa.string()),
 }  # fmt: skip
-_CHECKS = {
-    "runs": ["status IN ('running', 'done', 'interrupted', 'failed')"],
-    "videos": ["split IN ('train', 'val', 'test')"],
-    "clips": ["start_s >= 0", "end_s > start_s"],
-    "pairs": ["response_a < response_b"],
-    "labels": [
-        "shown_order IN ('ab', 'ba')",
-        "choice IN ('a', 'b', 'tie')",
-        "p_a >= 0 AND p_tie >= 0 AND p_a + p_tie <= 1.000001",
-    ],
-}
 
 
 def columns(record: type[Record]) -> dict[str, tuple[type, bool]]:
@@ -46,23 +32,16 @@ def columns(record: type[Record]) -> dict[str, tuple[type, bool]]:
     return found
 
 
-def create_table(record: type[Record]) -> str:
-    """The CREATE TABLE statement of one record."""
-    lines = [
-        f"{name} {_SQL_TYPES[kind]}{'' if optional else ' NOT NULL'}"
-        for name, (kind, optional) in columns(record).items()
-    ]
-    lines.append(f"PRIMARY KEY ({', '.join(primary_key(record))})")
-    lines += [f"CHECK ({check})" for check in _CHECKS.get(record.table, [])]
-    return f"CREATE TABLE {record.table} ({', '.join(lines)})"
+def arrow_schema(record: type[Record]) -> pa.Schema:
+    """The Arrow columns of one record."""
+    return pa.schema([(name, _ARROW_TYPES[kind]) for name, (kind, _) in columns(record).items()])
 
 
 def to_arrow(rows: Sequence[Record]) -> pa.Table:
     """Rows of one record as an Arrow table with the warehouse's types."""
-    record = type(rows[0])
-    arrow_schema = pa.schema([(name, _ARROW_TYPES[kind]) for name, (kind, _) in columns(record).items()])
-    data = {name: [getattr(row, name) for row in rows] for name in arrow_schema.names}
-    return pa.table(data, arrow_schema)
+    wanted = arrow_schema(type(rows[0]))
+    data = {name: [getattr(row, name) for row in rows] for name in wanted.names}
+    return pa.table(data, wanted)
 
 
 def table_names() -> list[str]:

@@ -166,7 +166,7 @@ class Warehouse:
             JOIN responses b ON b.response_id = p.response_b
             JOIN videos v ON v.video_id = p.video_id
             LEFT JOIN contexts c ON c.context_id = p.context_id
-            WHERE p.orders = 2 AND ($judge IS NULL OR p.judge = $judge OR p.judge_prompt = $judge)
+            WHERE p.complete AND ($judge IS NULL OR p.judge = $judge OR p.judge_prompt = $judge)
               AND p.strength >= $min_strength AND ($split IS NULL OR p.split = $split)
             ORDER BY p.pair_id, p.judge
             """,

@@ -1,7 +1,7 @@
 -- Answers to the questions that people ask. Nothing here holds data.
 
 -- One row per pair and judge: both orders averaged, opposite verdicts of the two orders = a tie. The votes of one
--- order count by majority. The slow twin is `feedback.verdict.combine`.
+-- order count by majority. `complete`: judged in both orders, or imported. The slow twin is `feedback.verdict.combine`.
 CREATE OR REPLACE VIEW preferences AS
 WITH by_order AS (
     SELECT pair_id, spec_id, shown_order, avg(p_a + p_tie / 2) AS p,
@@ -13,6 +13,7 @@ WITH by_order AS (
 ), judged AS (
     SELECT pair_id, spec_id AS judge, avg(p) AS p, count(*) AS orders,
            bool_or(choice = 'a') AS any_a, bool_or(choice = 'b') AS any_b,
+           bool_or(shown_order = 'unknown') OR count(*) = 2 AS complete,
            count(*) = 2 AND count(DISTINCT choice) = 1 AS order_agreement, any_value(context_id) AS context_id
     FROM by_order GROUP BY pair_id, spec_id
 ), decided AS (
@@ -24,7 +25,7 @@ WITH by_order AS (
 )
 SELECT d.pair_id, d.judge, s.prompt AS judge_prompt, d.context_id, q.video_id, p.question_id, q.kind,
        p.response_a, p.response_b, d.choice, d.p AS p_a, abs(2 * d.p - 1) AS strength,
-       d.orders, d.order_agreement, d.any_a AND d.any_b AS conflict,
+       d.orders, d.complete, d.order_agreement, d.any_a AND d.any_b AS conflict,
        CASE d.choice WHEN 'a' THEN p.response_a WHEN 'b' THEN p.response_b END AS chosen,
        CASE d.choice WHEN 'a' THEN p.response_b WHEN 'b' THEN p.response_a END AS rejected,
        v.split
@@ -63,7 +64,7 @@ LEFT JOIN contexts c ON c.context_id = l.context_id;
 CREATE OR REPLACE VIEW judge_bias AS
 SELECT l.spec_id AS judge, s.prompt AS judge_prompt, count(*) AS verdicts,
        avg((l.choice = 'tie')::INT) AS tie_rate,
-       avg(CASE WHEN l.choice <> 'tie'
+       avg(CASE WHEN l.choice <> 'tie' AND l.shown_order <> 'unknown'
                 THEN ((l.choice = 'a') = (l.shown_order = 'ab'))::INT END) AS first_position_rate,
        (SELECT avg(conflict::INT) FROM preferences p WHERE p.judge = l.spec_id) AS conflict_rate
 FROM labels l JOIN specs s USING (spec_id)

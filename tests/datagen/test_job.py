@@ -14,13 +14,14 @@ import pytest
 
 from vlm_rlaif.datagen.cli import estimate
 from vlm_rlaif.datagen.engine import Completion, Engine, Request, ScriptedEngine
-from vlm_rlaif.datagen.job import Outcome, derive, run_stage
+from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import respond_stage
 from vlm_rlaif.datagen.respond import RespondStage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.journal import only_one
 from vlm_rlaif.warehouse.records import Clip, Question
+from vlm_rlaif.warehouse.runs import Outcome, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
 # Two samples of six questions are twelve responses. The job kills itself before its Nth visit to the warehouse, or

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlm_rlaif.datagen.add import add_videos
 from vlm_rlaif.datagen.shapes import (
     COLOURS,
     KINDS,
@@ -29,8 +28,9 @@ from vlm_rlaif.datagen.shapes import (
 from vlm_rlaif.datagen.shapes_add import add_world, video_file, world_folder
 from vlm_rlaif.datagen.shapes_video import BACKGROUND, FRAMES_PER_SCENE, draw, poses, render, write_mp4
 from vlm_rlaif.warehouse import config
+from vlm_rlaif.warehouse.intake.add import add_videos
+from vlm_rlaif.warehouse.media.video import probe
 from vlm_rlaif.warehouse.store import Warehouse
-from vlm_rlaif.warehouse.video import probe
 
 VIDEOS = list(World(seed=3).videos(200))
 

@@ -16,13 +16,14 @@ from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.clip import clip, cut
 from vlm_rlaif.datagen.context import context, narrate
 from vlm_rlaif.datagen.engine import Request, ScriptedEngine
-from vlm_rlaif.datagen.job import Outcome, Stage, run_stage
+from vlm_rlaif.datagen.job import Stage, run_stage
 from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import ask_stage, caption_stage, clip_method, context_spec, respond_stage
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse.config import Captioning, Clips, Recipe
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import Response, Video
+from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
 Command = Any

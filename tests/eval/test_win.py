@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from vlm_rlaif.datagen.engine import Request, ScriptedEngine
-from vlm_rlaif.datagen.job import Outcome, run_stage
+from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import context_spec, part
 from vlm_rlaif.eval.figures import win_figures
 from vlm_rlaif.eval.win import WinStage, win_stage
 from vlm_rlaif.feedback.verdict import CHOICES
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.records import Answer, Context, Record
+from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
 Judge = Callable[[Request], Any]

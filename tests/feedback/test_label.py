@@ -15,13 +15,14 @@ import pytest
 from vlm_rlaif.datagen.clip import clip
 from vlm_rlaif.datagen.context import context
 from vlm_rlaif.datagen.engine import Completion, Request, ScriptedEngine
-from vlm_rlaif.datagen.job import Outcome, run_stage
+from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec, part, respond_stage
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.feedback.verdict import CHOICES
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
 Judge = Callable[[Request], Any]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -9,13 +11,15 @@ import pytest
 
 from vlm_rlaif.warehouse import migrations, schema
 from vlm_rlaif.warehouse.errors import UserError
-from vlm_rlaif.warehouse.records import RECORDS, Clip, Record
+from vlm_rlaif.warehouse.records import RECORDS, Clip, Record, primary_key
 from vlm_rlaif.warehouse.store import Warehouse
 
 VIEWS = (
     "cost", "judge_bias", "label_agreement", "learning_curves", "length_gap", "lineage", "open_failures",
     "preferences",
 )  # fmt: skip
+SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", datetime: "TIMESTAMP", list[str]: "VARCHAR[]"}
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 def half_a_step(connection: duckdb.DuckDBPyConnection) -> None:
@@ -27,13 +31,45 @@ def half_a_step(connection: duckdb.DuckDBPyConnection) -> None:
 @pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.table)
 def test_a_table_has_the_columns_of_its_record(warehouse: Warehouse, record: type[Record]) -> None:
     there = warehouse.rows(
-        "SELECT column_name AS name, is_nullable = 'YES' AS optional FROM information_schema.columns"
-        " WHERE table_name = ? ORDER BY ordinal_position",
+        "SELECT column_name AS name, data_type AS type, is_nullable AS optional FROM duckdb_columns()"
+        " WHERE table_name = ? ORDER BY column_index",
         [record.table],
     )
-    assert {row["name"]: row["optional"] for row in there} == {
-        name: optional for name, (_, optional) in schema.columns(record).items()
-    }
+    wanted = schema.columns(record).items()
+    assert [(row["name"], row["type"], row["optional"]) for row in there] == [
+        (name, SQL_TYPES[kind], optional) for name, (kind, optional) in wanted
+    ]
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=lambda record: record.table)
+def test_a_table_has_the_primary_key_of_its_record(warehouse: Warehouse, record: type[Record]) -> None:
+    (key,) = warehouse.rows(
+        "SELECT constraint_column_names AS names FROM duckdb_constraints()"
+        " WHERE table_name = ? AND constraint_type = 'PRIMARY KEY'",
+        [record.table],
+    )
+    assert tuple(key["names"]) == primary_key(record)
+
+
+def test_a_warehouse_of_every_older_version_keeps_its_rows(tmp_path: Path) -> None:
+    """The fixtures: a warehouse as every version wrote it, but for the newest."""
+    older = [step.__name__ for step in migrations.MIGRATIONS[:-1]]
+    assert sorted(path.name.split(".")[0] for path in FIXTURES.glob("m*.duckdb.gz")) == older
+    for name in older:
+        path = tmp_path / f"{name}.duckdb"
+        path.write_bytes(gzip.decompress((FIXTURES / f"{name}.duckdb.gz").read_bytes()))
+        with duckdb.connect(str(path), read_only=True) as old:
+            tables = [table for (table,) in old.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+            rows = {table: old.execute(f"SELECT * FROM {table} ORDER BY ALL").fetchall() for table in tables}
+        with pytest.raises(UserError, match="vlm-rlaif init"):
+            Warehouse.open(path)
+        migrated = Warehouse.create(path)
+        assert rows.pop("migrations")
+        for table, before in rows.items():
+            with migrated.visit(read_only=True) as new:
+                assert new.execute(f"SELECT * FROM {table} ORDER BY ALL").fetchall() == before
+        assert migrated.value("SELECT count(*) FROM preferences") > 0
+        assert migrated.value("SELECT count(*) FROM video_files") == migrated.value("SELECT count(*) FROM videos")
 
 
 def test_every_view_answers_in_an_empty_warehouse(warehouse: Warehouse) -> None:
@@ -65,19 +101,20 @@ def test_a_warehouse_from_a_newer_version_is_refused(warehouse: Warehouse) -> No
 
 
 def test_a_step_that_fails_leaves_no_trace(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, half_a_step))
+    before = migrations.MIGRATIONS
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*before, half_a_step))
     with pytest.raises(RuntimeError, match="power"):
         Warehouse.create(warehouse.path)
     assert warehouse.value("SELECT count(*) FROM duckdb_tables() WHERE table_name = 'half'") == 0
     steps = "SELECT name FROM migrations WHERE name NOT LIKE 'views %'"
-    assert warehouse.rows(steps) == [{"name": "m001_initial"}]
+    assert warehouse.rows(steps) == [{"name": step.__name__} for step in before]
 
 
 def test_an_older_warehouse_is_opened_after_init(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    def m002_more(connection: duckdb.DuckDBPyConnection) -> None:
+    def m999_more(connection: duckdb.DuckDBPyConnection) -> None:
         connection.execute("CREATE TABLE more (x INTEGER)")
 
-    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m002_more))
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, m999_more))
     with pytest.raises(UserError, match="vlm-rlaif init"):
         Warehouse.open(warehouse.path)
     Warehouse.create(warehouse.path)

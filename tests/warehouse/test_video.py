@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vlm_rlaif.datagen.shapes import World
 from vlm_rlaif.datagen.shapes_video import draw, poses, write_mp4
-from vlm_rlaif.warehouse.video import (
+from vlm_rlaif.warehouse.media.video import (
     Mode,
     Sample,
     VideoError,

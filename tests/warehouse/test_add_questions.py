@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.datagen.add import add_questions, add_videos
-from vlm_rlaif.datagen.questions import match_videos
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.intake.add import add_questions, add_videos
+from vlm_rlaif.warehouse.intake.questions import match_videos
+from vlm_rlaif.warehouse.media.video import hash_file
 from vlm_rlaif.warehouse.store import Warehouse
-from vlm_rlaif.warehouse.video import hash_file
 
 Command = Any
 

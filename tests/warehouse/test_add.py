@@ -13,19 +13,19 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.datagen.add import add_videos, split_of
 from vlm_rlaif.datagen.clip import clip
 from vlm_rlaif.warehouse.config import Clips
+from vlm_rlaif.warehouse.intake.add import add_videos, split_of
+from vlm_rlaif.warehouse.media.video import hash_file
 from vlm_rlaif.warehouse.records import Video
 from vlm_rlaif.warehouse.store import Warehouse
-from vlm_rlaif.warehouse.video import hash_file
 
 Command = Any
 
 # The console command, which gets a signal when it probes its third video.
 STOPPED_COMMAND = """
 import os, signal, sys
-from vlm_rlaif.datagen import add
+from vlm_rlaif.warehouse.intake import add
 from vlm_rlaif.warehouse.cli import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlm_rlaif.datagen.job import OpenRun, Outcome, derive, record_run
-from vlm_rlaif.datagen.progress import Bar
-from vlm_rlaif.datagen.questions import match_videos, read_questions
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.intake.questions import match_videos, read_questions
 from vlm_rlaif.warehouse.journal import only_one, replay
+from vlm_rlaif.warehouse.media.video import VideoError, hash_file, probe
+from vlm_rlaif.warehouse.progress import Bar
 from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
+from vlm_rlaif.warehouse.runs import OpenRun, Outcome, derive, record_run
 from vlm_rlaif.warehouse.store import Warehouse
-from vlm_rlaif.warehouse.video import VideoError, hash_file, probe
 
 SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ogv", ".gif"}
 """What is taken from a folder. `.ts` is not: it is TypeScript more often than video."""

@@ -1,0 +1,1 @@
+"""Keeping a warehouse whole: its check-up, uniting several, taking a video out again."""

@@ -1,0 +1,1 @@
+"""Video files: reading frames by display time, folders of frames, and the cache of decoded frames."""
