@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request
-from vlm_rlaif.datagen.job import Row, Unreadable
+from vlm_rlaif.datagen.job import Unreadable
 from vlm_rlaif.warehouse.config import Asking
 from vlm_rlaif.warehouse.records import Question, Record, Spec, row_id
+from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
 _BULLET = re.compile(r"^\s*(?:[-*•]|\d+[.)])?\s*")
@@ -29,15 +30,15 @@ class AskStage:
     name: str = "ask"
     needs: str = "contexts (vlm-rlaif datagen context)"
 
-    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
-        rows = warehouse.rows(
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        return warehouse.stream(
             "SELECT x.video_id, x.context_id, x.text FROM contexts x WHERE x.spec_id = $context"
             " AND ($everything OR NOT EXISTS (SELECT 1 FROM questions q WHERE q.video_id = x.video_id"
             " AND (q.spec_id IS NULL OR q.spec_id = $spec)))"
             " ORDER BY x.video_id",
             {"context": self.context_spec, "spec": self.spec.spec_id, "everything": everything},
+            row_id=lambda row: self._question_id(row["context_id"], 0),
         )
-        return [{**r, "row_id": self._question_id(r["context_id"], 0)} for r in rows]
 
     def _question_id(self, context_id: str, number: int) -> str:
         return row_id("ask", self.spec.spec_id, context_id, number)

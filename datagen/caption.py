@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
-from vlm_rlaif.datagen.job import Row, Unreadable
+from vlm_rlaif.datagen.job import Unreadable
 from vlm_rlaif.warehouse.config import Captioning
 from vlm_rlaif.warehouse.records import Caption, Record, Spec, row_id
+from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
 
@@ -23,21 +24,20 @@ class CaptionStage:
     name: str = "caption"
     needs: str = "clips (vlm-rlaif datagen clip)"
 
-    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
-        rows = warehouse.rows(
-            "SELECT c.clip_id, c.start_s, c.end_s, v.uri FROM clips c JOIN videos v USING (video_id)"
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        return warehouse.stream(
+            "SELECT c.clip_id, c.video_id, c.start_s, c.end_s, v.uri FROM clips c JOIN videos v USING (video_id)"
             " WHERE c.method = $method AND ($everything OR NOT EXISTS (SELECT 1 FROM captions x"
             " WHERE x.clip_id = c.clip_id AND x.spec_id = $spec)) ORDER BY c.video_id, c.start_s",
             {"method": self.clip_method, "spec": self.spec.spec_id, "everything": everything},
+            row_id=lambda row: row_id("caption", self.spec.spec_id, row["clip_id"]),
         )
-        return [{**r, "row_id": row_id("caption", self.spec.spec_id, r["clip_id"])} for r in rows]
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         said = prompt.load(self.recipe.prompt).render()
-        path = warehouse.video_path(row["uri"])
         return Request(
             row["row_id"], said.user, said.system,
-            VideoPart(path, self.recipe.frames, row["start_s"], row["end_s"]),
+            VideoPart.of(warehouse, row, self.recipe.frames, row["start_s"], row["end_s"]),
             sampling=self.recipe.sampling,
         )  # fmt: skip
 

@@ -47,13 +47,14 @@ def run_stages(
 ) -> int:  # fmt: skip
     """Run stages that ask a model, or with `dry_run` say what they would do."""
     from vlm_rlaif.datagen.engines import Engines
+    from vlm_rlaif.datagen.estimate import estimate
     from vlm_rlaif.datagen.job import run_stage
     from vlm_rlaif.warehouse.store import Warehouse
 
     opened = Warehouse.open(warehouse)
     if dry_run:
         for stage in stages:
-            click.echo(estimate(opened, stage, limit=limit, retry_failed=retry_failed))
+            click.echo(estimate(opened, stage, limit=limit, retry_failed=retry_failed, engine=engine_name))
         return 0
     engines = Engines(engine_name)
     outcomes = [
@@ -61,27 +62,6 @@ def run_stages(
         for stage in stages
     ]
     return finish(outcomes, as_json)
-
-
-def estimate(warehouse: Warehouse, stage: Stage, *, limit: int | None = None, retry_failed: bool = False) -> str:
-    """Rows, frames and words that a stage would cost, and seconds at the pace of its earlier runs."""
-    from vlm_rlaif.datagen.job import failed_attempts, waiting_rows
-
-    failed = {} if retry_failed else failed_attempts(warehouse, stage.name)
-    rows, _ = waiting_rows(stage.pending(warehouse), failed, limit)
-    requests = [stage.request(warehouse, row) for row in rows[:50]]
-    scale = len(rows) / max(1, len(requests))
-    frames = sum(r.video.frames.count for r in requests if r.video) * scale
-    words = sum(len(f"{r.system} {r.user}".split()) for r in requests) * scale
-    pace = warehouse.value(
-        "SELECT sum(epoch(ended_at - started_at)) / nullif(sum(rows_written), 0) FROM runs WHERE stage = ?",
-        [stage.name],
-    )
-    time = f", about {pace * len(rows):.0f} s at the pace of earlier runs" if pace else ""
-    return (
-        f"{stage.name}: {len(rows)} rows would be computed by {stage.spec.model} ({stage.spec.prompt}):"
-        f" {frames:.0f} frames, about {words:.0f} words of prompt{time}"
-    )
 
 
 def _load(recipe_name: str, model: str | None) -> Recipe:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from vlm_rlaif.warehouse.config import Clips
@@ -48,20 +48,17 @@ def clip(warehouse: Warehouse, recipe: Clips) -> Outcome:
     """Cut every readable video that has no clips of this method yet."""
     method = method_name(recipe)
 
-    def rows(run_id: str) -> Sequence[Record]:
-        waiting = warehouse.rows(
+    def rows(run_id: str) -> Iterator[Record]:
+        waiting = warehouse.stream(
             "SELECT video_id, duration_s FROM videos v WHERE status = 'ok' AND duration_s > 0 AND NOT EXISTS"
             " (SELECT 1 FROM clips c WHERE c.video_id = v.video_id AND c.method = ?) ORDER BY video_id",
             [method],
         )
-        return [
-            Clip(
-                clip_id=row_id("clip", video["video_id"], method, start_s, end_s),
-                video_id=video["video_id"], start_s=start_s, end_s=end_s, method=method,
-                run_id=run_id,
-            )
-            for video in waiting
-            for start_s, end_s in cut(video["duration_s"], recipe)
-        ]  # fmt: skip
+        for video in waiting:
+            for start_s, end_s in cut(video["duration_s"], recipe):
+                yield Clip(
+                    clip_id=row_id("clip", video["video_id"], method, start_s, end_s),
+                    video_id=video["video_id"], start_s=start_s, end_s=end_s, method=method, run_id=run_id,
+                )  # fmt: skip
 
     return derive(warehouse, "clip", asdict(recipe), rows)

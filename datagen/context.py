@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlm_rlaif.datagen import prompt
@@ -34,29 +35,22 @@ def context(warehouse: Warehouse, spec: Spec, caption_spec: str, clip_method: st
     """Build the context of every video all of whose clips have captions."""
     line, separator = prompt.load(spec.prompt), json.loads(spec.sampling)["separator"]
 
-    def rows(run_id: str) -> Sequence[Record]:
-        captions = warehouse.rows(
+    def rows(run_id: str) -> Iterator[Record]:
+        captions = warehouse.stream(
             "SELECT c.video_id, x.caption_id, x.text, c.start_s, c.end_s FROM clips c"
-            " LEFT JOIN captions x ON x.clip_id = c.clip_id AND x.spec_id = ?"
-            " WHERE c.method = ? ORDER BY c.video_id, c.start_s",
-            [caption_spec, clip_method],
+            " LEFT JOIN captions x ON x.clip_id = c.clip_id AND x.spec_id = $caption"
+            " WHERE c.method = $method AND NOT EXISTS"
+            " (SELECT 1 FROM contexts t WHERE t.video_id = c.video_id AND t.spec_id = $context)"
+            " ORDER BY c.video_id, c.start_s",
+            {"caption": caption_spec, "method": clip_method, "context": spec.spec_id},
         )
-        by_video: dict[str, list[dict[str, Any]]] = {}
-        for caption in captions:
-            by_video.setdefault(caption["video_id"], []).append(caption)
-        known = {r["context_id"] for r in warehouse.rows("SELECT context_id FROM contexts")}
-        made: list[Record] = []
-        for video_id, clips in by_video.items():
+        for video_id, group in itertools.groupby(captions, lambda row: row["video_id"]):
+            clips = list(group)
             ids = [clip["caption_id"] for clip in clips]
-            context_id = row_id("context", spec.spec_id, ids)
-            if None in ids or context_id in known:
-                continue
-            made.append(
-                Context(
-                    context_id=context_id, video_id=video_id, spec_id=spec.spec_id,
+            if None not in ids:
+                yield Context(
+                    context_id=row_id("context", spec.spec_id, ids), video_id=video_id, spec_id=spec.spec_id,
                     caption_ids=ids, text=narrate(line, clips, separator), run_id=run_id,
-                )
-            )  # fmt: skip
-        return made
+                )  # fmt: skip
 
     return derive(warehouse, "context", dataclasses.asdict(spec), rows)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from vlm_rlaif.datagen import torchvision_repair
 from vlm_rlaif.datagen.engine import VideoPart
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
+from vlm_rlaif.warehouse.media.frame_cache import FrameCache
 from vlm_rlaif.warehouse.media.video import sample
 
 torchvision_repair.declare_missing_operators()
@@ -61,7 +62,11 @@ def read_clip(part: VideoPart) -> Clip:
     A few are kept: the requests of one video come one after the other.
     """
     spec = part.frames
-    taken = sample(part.path, spec.count, start_s=part.start_s, end_s=part.end_s, size=spec.size)
+    asked: dict[str, Any] = {"start_s": part.start_s, "end_s": part.end_s, "size": spec.size}
+    if part.cache is not None and part.video_id is not None:
+        taken = FrameCache(part.cache).sample(part.path, part.video_id, spec.count, **asked)
+    else:
+        taken = sample(part.path, spec.count, **asked)
     frames = np.repeat(taken.frames, spec.repeat, axis=0)
     return Clip(frames, tuple(t for t in taken.times_s for _ in range(spec.repeat)))
 

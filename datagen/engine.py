@@ -7,22 +7,36 @@ a function, for tests and for trying a recipe without a model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from vlm_rlaif.warehouse.config import Frames, Sampling
+from vlm_rlaif.warehouse.media.frame_cache import folder_of
+from vlm_rlaif.warehouse.store import Warehouse
 
 
 @dataclass(frozen=True, slots=True)
 class VideoPart:
-    """A video file, or the part of it between two moments."""
+    """A video, or the part of it between two moments."""
 
     path: Path
     frames: Frames
     start_s: float | None = None
     end_s: float | None = None
+    video_id: str | None = None
+    """Hash of the content; with it the file is held against it, and frames that `cache` holds are not decoded."""
+    cache: Path | None = None
+
+    @staticmethod
+    def of(
+        warehouse: Warehouse, row: Mapping[str, Any], frames: Frames,
+        start_s: float | None = None, end_s: float | None = None,
+    ) -> VideoPart:  # fmt: skip
+        """The video of a row with its `uri` and `video_id`."""
+        path, cache = warehouse.video_path(row["uri"]), folder_of(warehouse.path)
+        return VideoPart(path, frames, start_s, end_s, row.get("video_id"), cache)
 
 
 @dataclass(frozen=True, slots=True)

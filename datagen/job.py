@@ -7,19 +7,18 @@ stage whose rows all stand writes nothing, not even a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from itertools import islice
+from typing import Protocol
 
 from vlm_rlaif.datagen.engine import Completion, Engine, Request
 from vlm_rlaif.warehouse.journal import only_one, replay
 from vlm_rlaif.warehouse.progress import Bar
 from vlm_rlaif.warehouse.records import Failure, Record, Spec
 from vlm_rlaif.warehouse.runs import OpenRun, Outcome, record_run
+from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
-
-Row = dict[str, Any]
-"""A pending row: `row_id` and whatever the stage needs to ask for it."""
 
 
 class Unreadable(Exception):
@@ -43,8 +42,11 @@ class Stage(Protocol):
     def needs(self) -> str:
         """What it works on, and the command that makes it."""
 
-    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
-        """Rows that do not stand yet (or `everything`, to look at), requests of one video together."""
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        """Rows that do not stand yet (or `everything`, to look at), requests of one video together.
+
+        Each has a `row_id` and whatever the stage needs to ask for it.
+        """
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         """What to ask the engine for this row."""
@@ -65,20 +67,22 @@ def run_stage(
     with only_one(warehouse, stage.name):
         replay(warehouse)
         attempts = failed_attempts(warehouse, stage.name)
-        waiting, left = waiting_rows(stage.pending(warehouse), {} if retry_failed else attempts, limit)
+        pending, skipped = stage.pending(warehouse), {} if retry_failed else attempts
+        left = count_failed(pending, skipped)
+        waiting = min(len(pending) - left, len(pending) if limit is None else limit)
         if not waiting:
             empty = not left and not stage.pending(warehouse, everything=True)
             return Outcome(stage.name, failed_before=left, missing=stage.needs if empty else "")
         model = engine()
         with record_run(warehouse, stage.name, asdict(stage.spec), model.name) as run:
-            _pump(stage, model.generate(stage.request(warehouse, row) for row in waiting), waiting, attempts, run)
-        return Outcome(stage.name, run.written, run.failed, len(waiting), run.run_id, left)
+            rows = islice((row for row in pending if row["row_id"] not in skipped), waiting)
+            _pump(warehouse, stage, model, rows, waiting, attempts, run)
+        return Outcome(stage.name, run.written, run.failed, waiting, run.run_id, left)
 
 
-def waiting_rows(pending: list[Row], failed: Container[str], limit: int | None) -> tuple[list[Row], int]:
-    """The pending rows that a run would compute, and how many it leaves alone because they have failed before."""
-    waiting = [row for row in pending if row["row_id"] not in failed]
-    return waiting[:limit], len(pending) - len(waiting)
+def count_failed(pending: Spool, failed: Mapping[str, int]) -> int:
+    """How many of the pending rows have failed before."""
+    return sum(row["row_id"] in failed for row in pending) if failed else 0
 
 
 def failed_attempts(warehouse: Warehouse, stage: str) -> dict[str, int]:
@@ -88,18 +92,21 @@ def failed_attempts(warehouse: Warehouse, stage: str) -> dict[str, int]:
 
 
 def _pump(
-    stage: Stage, completions: Iterable[Completion], waiting: list[Row], attempts: dict[str, int], run: OpenRun
-) -> None:
-    by_id = {row["row_id"]: row for row in waiting}
-    with Bar(stage.name, len(waiting)) as bar:
-        for done in completions:
-            rows = _read(stage, by_id[done.request_id], done, run.run_id, attempts)
-            run.journal.append(rows)
-            failures = sum(isinstance(row, Failure) for row in rows)
-            run.failed += failures
-            run.written += len(rows) - failures
-            run.tokens_in += done.tokens_in
-            run.tokens_out += done.tokens_out
+    warehouse: Warehouse, stage: Stage, model: Engine, rows: Iterator[Row], waiting: int,
+    attempts: dict[str, int], run: OpenRun,
+) -> None:  # fmt: skip
+    asked: dict[str, Row] = {}
+    """What the engine is working on."""
+
+    def requests() -> Iterator[Request]:
+        for row in rows:
+            asked[row["row_id"]] = row
+            yield stage.request(warehouse, row)
+
+    with Bar(stage.name, waiting) as bar:
+        for done in model.generate(requests()):
+            made = _read(stage, asked.pop(done.request_id), done, run.run_id, attempts)
+            run.append(made, tokens_in=done.tokens_in, tokens_out=done.tokens_out)
             bar.advance(1, f"{run.failed} failed" if run.failed else "")
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.caption import text_of
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
-from vlm_rlaif.datagen.job import Row
 from vlm_rlaif.warehouse.config import Responding
 from vlm_rlaif.warehouse.records import Record, Response, Spec, row_id
+from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
 
@@ -25,9 +25,9 @@ class RespondStage:
     name: str = "respond"
     needs: str = "questions (vlm-rlaif add W FOLDER --questions FILE.jsonl)"
 
-    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
-        rows = warehouse.rows(
-            "SELECT q.question_id, q.text, v.uri, s.sample_index FROM questions q"
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        return warehouse.stream(
+            "SELECT q.question_id, q.text, v.video_id, v.uri, s.sample_index FROM questions q"
             " JOIN videos v USING (video_id)"
             " CROSS JOIN (SELECT unnest(range($samples)) AS sample_index) s"
             " WHERE v.status = 'ok' AND (q.spec_id IS NULL OR q.spec_id = $ask)"
@@ -41,20 +41,14 @@ class RespondStage:
                 "ask": self.ask_spec,
                 "everything": everything,
             },
+            row_id=lambda row: row_id("response", self.spec.spec_id, row["question_id"], row["sample_index"]),
         )
-        return [
-            {
-                **row,
-                "row_id": row_id("response", self.spec.spec_id, row["question_id"], row["sample_index"]),
-            }
-            for row in rows
-        ]
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         said = prompt.load(self.recipe.prompt).render(question=row["text"])
         return Request(
             row["row_id"], said.user, said.system,
-            VideoPart(warehouse.video_path(row["uri"]), self.recipe.frames),
+            VideoPart.of(warehouse, row, self.recipe.frames),
             sampling=self.recipe.sampling, seed=seed_of(row["row_id"]),
         )  # fmt: skip
 

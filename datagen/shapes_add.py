@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from vlm_rlaif.datagen import shapes
@@ -44,9 +44,7 @@ def _add_questions(warehouse: Warehouse, recipe: World, world: shapes.World, vid
     """Questions about every file that can be read; `video_ids` are by path."""
     folder = world_folder(warehouse, recipe)
 
-    def rows(run_id: str) -> Sequence[Record]:
-        known = {row["question_id"] for row in warehouse.rows("SELECT question_id FROM questions")}
-        made = []
+    def rows(run_id: str) -> Iterator[Record]:
         for video in world.videos(recipe.videos):
             video_id = video_ids.get(str(video_file(folder, video.index)))
             if video_id is None:
@@ -54,9 +52,6 @@ def _add_questions(warehouse: Warehouse, recipe: World, world: shapes.World, vid
             rng = random.Random(f"questions/{recipe.seed}/{video.index}")
             for asked in shapes.pick_questions(rng, video, recipe.questions):
                 line = {"question": asked.text, "reference": asked.reference, "kind": asked.kind}
-                question = make_question(video_id, line, "shapes", run_id)
-                if question.question_id not in known:
-                    made.append(question)
-        return made
+                yield make_question(video_id, line, "shapes", run_id)
 
     return derive(warehouse, "questions", {"seed": recipe.seed, "videos": recipe.videos}, rows)

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.caption import text_of
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
-from vlm_rlaif.datagen.job import Row
 from vlm_rlaif.datagen.plan import asked_by, model_spec, part
 from vlm_rlaif.datagen.respond import seed_of
 from vlm_rlaif.warehouse.config import Evaluation, Recipe, Responding, Sampling
 from vlm_rlaif.warehouse.records import Answer, Record, Spec, row_id
+from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
 
@@ -35,9 +35,9 @@ class AnswerStage:
     def benchmark(self) -> str:
         return f"warehouse/{self.split}"
 
-    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
-        rows = warehouse.rows(
-            "SELECT q.question_id, q.text, v.uri, s.sample_index FROM"
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        return warehouse.stream(
+            "SELECT q.question_id, q.text, v.video_id, v.uri, s.sample_index FROM"
             " (SELECT q.* FROM questions q JOIN videos v USING (video_id)"
             "  WHERE v.split = $split AND v.status = 'ok' AND (q.spec_id IS NULL OR q.spec_id = $ask)"
             "  ORDER BY q.question_id LIMIT $most) q"
@@ -51,23 +51,17 @@ class AnswerStage:
                 "samples": self.settings.samples, "spec": self.spec.spec_id,
                 "most": self.most if self.most is not None else 2**40,
             },
+            row_id=self._answer_id,
         )  # fmt: skip
-        return [
-            {
-                **row,
-                "row_id": row_id(
-                    "answer", self.benchmark, self.spec.spec_id, row["question_id"],
-                    row["sample_index"],
-                ),
-            }
-            for row in rows
-        ]  # fmt: skip
+
+    def _answer_id(self, row: Row) -> str:
+        return row_id("answer", self.benchmark, self.spec.spec_id, row["question_id"], row["sample_index"])
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         said = prompt.load(self.settings.prompt).render(question=row["text"])
         return Request(
             row["row_id"], said.user, said.system,
-            VideoPart(warehouse.video_path(row["uri"]), self.settings.frames),
+            VideoPart.of(warehouse, row, self.settings.frames),
             sampling=self.settings.sampling, seed=seed_of(row["row_id"]),
         )  # fmt: skip
 

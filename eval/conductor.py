@@ -49,7 +49,7 @@ from vlm_rlaif.train.run import (
     train_reward,
     train_sft,
 )
-from vlm_rlaif.warehouse.config import Recipe
+from vlm_rlaif.warehouse.config import PPO, FineTuning, Recipe, Rewarding
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
@@ -88,6 +88,8 @@ def travel(
     Returned with the recipe as it was run: after fine-tuning, the policy starts as the fine-tuned model.
     """
     check(recipe)
+    if trainers(recipe):
+        require_packages()
     journey, engines = Journey(), Engines(engine_name)
 
     def ask_model(stage: Stage) -> None:
@@ -118,10 +120,7 @@ def check(recipe: Recipe) -> None:
     for name, make in makers.items():
         if getattr(recipe, name) is not None:
             make()
-    trainers = [settings for settings in (recipe.sft, recipe.reward, recipe.ppo) if settings is not None]
-    if trainers:
-        require_packages()
-    for settings in trainers:
+    for settings in trainers(recipe):
         models.revision(settings.model)
         for wording in (settings.prompt, getattr(settings, "context_prompt", None)):
             if wording is not None:
@@ -130,6 +129,11 @@ def check(recipe: Recipe) -> None:
         part(recipe, "reward")
     if recipe.reward is not None and taught_by(recipe) not in part(recipe, "label").arms:
         raise UserError(f"The reward model learns from the arm {taught_by(recipe)!r}, which `label:` does not make.")
+
+
+def trainers(recipe: Recipe) -> list[FineTuning | Rewarding | PPO]:
+    """The settings of what a recipe trains."""
+    return [settings for settings in (recipe.sft, recipe.reward, recipe.ppo) if settings is not None]
 
 
 def generate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> Recipe:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlm_rlaif.datagen.shapes_truth import Truth, score
@@ -17,24 +17,20 @@ METRICS = ("truth", "fully_right")
 def score_answers(warehouse: Warehouse) -> Outcome:
     """Write the truth of every answer to a question of the shapes world that has none yet."""
 
-    def rows(run_id: str) -> Sequence[Record]:
-        waiting = warehouse.rows(
+    def rows(run_id: str) -> Iterator[Record]:
+        waiting = warehouse.stream(
             "SELECT a.answer_id, a.text, q.kind, q.reference FROM answers a JOIN questions q USING (question_id)"
             " WHERE q.source = 'shapes' AND NOT EXISTS"
             " (SELECT 1 FROM scores s WHERE s.answer_id = a.answer_id AND s.judge = 'truth')"
         )
-        made: list[Record] = []
         for answer in waiting:
             found = score(answer["kind"], answer["reference"], answer["text"])
             for metric, value in zip(METRICS, (found.fraction, found.fully_right), strict=True):
-                made.append(
-                    Score(
-                        score_id=row_id("score", answer["answer_id"], metric, "truth"),
-                        answer_id=answer["answer_id"], metric=metric, judge="truth",
-                        value=float(value), reply=None, run_id=run_id,
-                    )
+                yield Score(
+                    score_id=row_id("score", answer["answer_id"], metric, "truth"),
+                    answer_id=answer["answer_id"], metric=metric, judge="truth",
+                    value=float(value), reply=None, run_id=run_id,
                 )  # fmt: skip
-        return made
 
     return derive(warehouse, "score", {"judge": "truth"}, rows)
 

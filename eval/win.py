@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
-from vlm_rlaif.datagen.job import Row, Unreadable
+from vlm_rlaif.datagen.job import Unreadable
 from vlm_rlaif.datagen.plan import context_spec, model_spec, part
 from vlm_rlaif.feedback.label import ONE_TOKEN
 from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
 from vlm_rlaif.warehouse.config import Labeling, Recipe
 from vlm_rlaif.warehouse.records import Record, Score, Spec, row_id
+from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
 
@@ -32,24 +33,25 @@ class WinStage:
     name: str = "win"
     needs: str = "greedy answers of both models (vlm-rlaif eval answer)"
 
-    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
-        rows = warehouse.rows(
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        return warehouse.stream(
             "SELECT n.answer_id, o.answer_id AS old_id, n.text AS new_text, o.text AS old_text,"
-            " q.text AS question, v.uri, c.text AS context, s.shown_order"
+            " q.text AS question, v.video_id, v.uri, c.text AS context, s.shown_order"
             " FROM answers n JOIN answers o ON o.question_id = n.question_id AND o.spec_id = $old"
             " AND o.sample_index = 0 JOIN questions q ON q.question_id = n.question_id"
             " JOIN videos v ON v.video_id = q.video_id"
             " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context"
             " CROSS JOIN (VALUES ('ab'), ('ba')) s(shown_order)"
             " WHERE n.spec_id = $new AND n.sample_index = 0 AND ($context IS NULL OR c.context_id IS NOT NULL)"
+            " AND ($everything OR NOT EXISTS (SELECT 1 FROM scores x WHERE x.answer_id = n.answer_id"
+            " AND x.judge = $spec AND x.metric = 'win:' || s.shown_order))"
             " ORDER BY q.video_id, q.question_id, s.shown_order",
-            {"old": self.old_spec, "new": self.new_spec, "context": self.context},
-        )
-        known = {
-            r["score_id"] for r in warehouse.rows("SELECT score_id FROM scores WHERE judge = ?", [self.spec.spec_id])
-        }
-        made = [{**row, "row_id": self._score_id(row)} for row in rows]
-        return [row for row in made if everything or row["row_id"] not in known]
+            {
+                "old": self.old_spec, "new": self.new_spec, "context": self.context,
+                "spec": self.spec.spec_id, "everything": everything,
+            },
+            row_id=self._score_id,
+        )  # fmt: skip
 
     def _score_id(self, row: Row) -> str:
         return row_id("win", self.spec.spec_id, row["answer_id"], row["old_id"], row["shown_order"])
@@ -64,7 +66,7 @@ class WinStage:
         said = prompt.load(self.spec.prompt).render(**values)
         return Request(
             row["row_id"], said.user, said.system,
-            VideoPart(warehouse.video_path(row["uri"]), self.settings.frames),
+            VideoPart.of(warehouse, row, self.settings.frames),
             choices=CHOICES, sampling=ONE_TOKEN,
         )  # fmt: skip
 

@@ -15,6 +15,13 @@ SELECT judge_prompt, split, count(*) AS pairs, count(chosen) AS decided,
        count(*) FILTER (conflict) AS conflicts, count(*) FILTER (orders < 2) AS one_order_only
 FROM preferences GROUP BY ALL ORDER BY ALL;
 
+-- What is pending, for every stage and spec that has run.
+SELECT stage, model, prompt, rows_wanted, rows_missing, open_failures FROM pending_work ORDER BY rows_missing DESC;
+
+-- Where a judge contradicts itself most: the two orders named different winners.
+SELECT judge_prompt, question, text_a, text_b, p_a_shown_first, p_a_shown_second
+FROM conflicts ORDER BY gap DESC LIMIT 5;
+
 -- Position bias: does a judge name what it was shown first? 0.5 is fair.
 SELECT judge_prompt, verdicts, tie_rate, first_position_rate, conflict_rate FROM judge_bias ORDER BY judge_prompt;
 
@@ -22,7 +29,7 @@ SELECT judge_prompt, verdicts, tie_rate, first_position_rate, conflict_rate FROM
 SELECT judge_prompt, preferences, mean_token_gap, longer_wins_rate FROM length_gap ORDER BY judge_prompt;
 
 -- Do two judges (with and without context, say) agree?
-SELECT prompt_1, prompt_2, pairs, agreement FROM label_agreement ORDER BY pairs DESC;
+SELECT prompt_1, prompt_2, pairs, agreement, kappa FROM label_agreement ORDER BY pairs DESC;
 
 -- Where context changed the verdict: the same pair, two judges, opposite winners.
 SELECT a.pair_id, q.text AS question, a.judge_prompt AS judge_1, a.choice AS choice_1, b.judge_prompt AS judge_2,
@@ -33,8 +40,9 @@ JOIN questions q ON q.question_id = a.question_id
 WHERE a.chosen = b.rejected
 ORDER BY a.pair_id LIMIT 10;
 
--- What every stage cost.
-SELECT stage, runs, rows_written, rows_failed, tokens_in, tokens_out, seconds FROM cost ORDER BY seconds DESC;
+-- What every stage cost, and how fast it was, by model and engine.
+SELECT stage, model, engine, rows_written, rows_failed, tokens_in, tokens_out, seconds, rows_per_s
+FROM cost ORDER BY seconds DESC;
 
 -- From one verdict back to the video, with every word in between.
 SELECT label_id, uri, question, context, text_a, text_b, shown_order, choice, p_a, judge_model, reply

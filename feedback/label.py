@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
-from vlm_rlaif.datagen.job import Row, Unreadable
+from vlm_rlaif.datagen.job import Unreadable
 from vlm_rlaif.datagen.plan import asked_by, context_spec, model_spec, part, respond_stage
 from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
 from vlm_rlaif.warehouse.config import ARMS, Labeling, Recipe, Sampling
 from vlm_rlaif.warehouse.errors import UserError, nearest
 from vlm_rlaif.warehouse.records import Label, Record, Spec, row_id
+from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
 ONE_TOKEN = Sampling(temperature=0.0, max_new_tokens=1)
@@ -36,24 +37,26 @@ class LabelStage:
     name: str = "label"
     needs: str = "pairs, and with context a narrative of their videos (vlm-rlaif datagen pair, datagen context)"
 
-    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> list[Row]:
-        rows = warehouse.rows(
+    def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        return warehouse.stream(
             """
-            SELECT p.pair_id, o.shown_order, q.text AS question, a.text AS text_a, b.text AS text_b,
-                   v.uri, c.context_id, c.text AS context
-            FROM pairs p
-            JOIN responses a ON a.response_id = p.response_a
-            JOIN responses b ON b.response_id = p.response_b
-            JOIN questions q ON q.question_id = p.question_id
+            WITH missing AS MATERIALIZED (  -- narrow columns first: the words of millions of rows are not read
+                SELECT p.pair_id, p.question_id, p.response_a, p.response_b, o.shown_order
+                FROM pairs p CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
+                WHERE $everything OR NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
+                    AND l.spec_id = $spec AND l.shown_order = o.shown_order)
+            )
+            SELECT m.pair_id, m.shown_order, q.text AS question, a.text AS text_a, b.text AS text_b,
+                   v.video_id, v.uri, c.context_id, c.text AS context
+            FROM missing m
+            JOIN responses a ON a.response_id = m.response_a
+            JOIN responses b ON b.response_id = m.response_b
+            JOIN questions q ON q.question_id = m.question_id
             JOIN videos v ON v.video_id = q.video_id
             LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context
-            CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
             WHERE a.spec_id = $respond AND (q.spec_id IS NULL OR q.spec_id = $ask)
               AND ($context IS NULL OR c.context_id IS NOT NULL)
-              AND ($everything OR NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
-                  AND l.spec_id = $spec AND l.shown_order = o.shown_order
-                  AND l.context_id IS NOT DISTINCT FROM c.context_id))
-            ORDER BY q.video_id, p.question_id, p.pair_id, o.shown_order
+            ORDER BY v.video_id, m.question_id, m.pair_id, m.shown_order
             """,
             {
                 "context": self.context_spec,
@@ -62,8 +65,8 @@ class LabelStage:
                 "spec": self.spec.spec_id,
                 "everything": everything,
             },
+            row_id=self._label_id,
         )
-        return [{**row, "row_id": self._label_id(row)} for row in rows]
 
     def _label_id(self, row: Row) -> str:
         spec = self.spec.spec_id
@@ -80,7 +83,7 @@ class LabelStage:
         said = prompt.load(name).render(**values)
         return Request(
             row["row_id"], said.user, said.system,
-            VideoPart(warehouse.video_path(row["uri"]), self.recipe.frames),
+            VideoPart.of(warehouse, row, self.recipe.frames),
             choices=CHOICES, sampling=ONE_TOKEN,
         )  # fmt: skip
 

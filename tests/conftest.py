@@ -20,7 +20,7 @@ from hypothesis import settings
 from vlm_rlaif.datagen.shapes import World
 from vlm_rlaif.datagen.shapes_video import write_mp4
 from vlm_rlaif.warehouse import cli, config
-from vlm_rlaif.warehouse.intake.add import split_of
+from vlm_rlaif.warehouse.intake.arrivals import split_of
 from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vlm_rlaif.warehouse.cli import warehouse_argument
+from vlm_rlaif.warehouse.errors import UserError
 
 
 @click.group()
@@ -59,32 +60,52 @@ def sft(warehouse: Path, recipe_name: str, model: str | None, as_json: bool) -> 
     _report(train_sft(opened, recipe), as_json)
 
 
-LABELS = click.option(
-    "--labels", type=click.Choice(["context", "none", "random"]),
-    help="Learn from this arm of the labels instead of the recipe's.",
-)  # fmt: skip
+def teacher_options(command: Any) -> Any:
+    """The options that say what teaches the reward model."""
+    for option in (
+        click.option("--dataset", help="Learn from this version of the data set (vlm-rlaif dataset list)."),
+        click.option(
+            "--labels", type=click.Choice(["context", "none", "random"]),
+            help="Learn from this arm of the labels instead of the recipe's.",
+        ),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _taught(recipe: Any, labels: str | None, dataset: str | None) -> Any:
+    from vlm_rlaif.train.run import with_dataset, with_labels
+
+    if dataset is not None and labels in ("context", "none"):
+        raise UserError(f"Both --dataset {dataset} and --labels {labels} say what to learn from: give one of them.")
+    recipe = with_labels(recipe, labels) if labels else recipe
+    return with_dataset(recipe, dataset) if dataset else recipe
 
 
 @train.command()
 @train_options
-@LABELS
-def reward(warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None) -> None:
-    """Train the reward model on the preferences of the training split."""
+@teacher_options
+def reward(
+    warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None, dataset: str | None
+) -> None:
+    """Train the reward model on preferences: those of the training split, or a version of the data set."""
     opened, recipe = _open(warehouse, recipe_name, model)
-    from vlm_rlaif.train.run import train_reward, with_labels
+    from vlm_rlaif.train.run import train_reward
 
-    _report(train_reward(opened, with_labels(recipe, labels) if labels else recipe), as_json)
+    _report(train_reward(opened, _taught(recipe, labels, dataset)), as_json)
 
 
 @train.command()
 @train_options
-@LABELS
-def ppo(warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None) -> None:
+@teacher_options
+def ppo(
+    warehouse: Path, recipe_name: str, model: str | None, as_json: bool, labels: str | None, dataset: str | None
+) -> None:
     """Improve the policy against the reward model (trained first where it does not stand)."""
     opened, recipe = _open(warehouse, recipe_name, model)
-    from vlm_rlaif.train.run import train_ppo, train_reward, with_labels
+    from vlm_rlaif.train.run import train_ppo, train_reward
 
-    recipe = with_labels(recipe, labels) if labels else recipe
+    recipe = _taught(recipe, labels, dataset)
     _report(train_ppo(opened, recipe, train_reward(opened, recipe)), as_json)
 
 

@@ -46,12 +46,13 @@ MEMORY_ONLY = ("micro_batch", "save_every")
 def identity(settings: Any) -> tuple[dict[str, Any], list[str]]:
     """What of a trainer's settings decides its result: their values, and the wording of its prompts.
 
-    The model is known by its revision, a prompt by its text; their names are not part of it.
+    The model is known by its revision, a prompt by its text, a version of the data set by its rows; their names are
+    not part of it.
     """
     values = dataclasses.asdict(settings)
     names = (values["prompt"], values.get("context_prompt"))
     wording = [prompt.load(name).text_hash for name in names if name]
-    left_out = ("model", "prompt", "context_prompt", *MEMORY_ONLY)
+    left_out = ("model", "prompt", "context_prompt", "dataset", *MEMORY_ONLY)
     return {k: v for k, v in values.items() if k not in left_out}, wording
 
 
@@ -72,6 +73,7 @@ class Job:
 
     @property
     def data_hash(self) -> str:
+        """For a reward model, the `rows_hash` of the version of the data set that it reads."""
         return row_id(*sorted(self.data))
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections import Counter
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.train.jobs import Job, Trained, find, run_training
 from vlm_rlaif.warehouse.config import PPO, Recipe, Rewarding
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
+from vlm_rlaif.warehouse.exports.versions import freeze, row_key, taken_from
 from vlm_rlaif.warehouse.store import Warehouse
 
 if TYPE_CHECKING:
@@ -39,26 +41,48 @@ def taught_by(recipe: Recipe) -> str:
 def reward_job(warehouse: Warehouse, recipe: Recipe) -> tuple[Job, list[dict[str, Any]]]:
     """The reward model of a recipe and the preferences that it learns from."""
     settings: Rewarding = part(recipe, "reward")
-    judge = label_stage(recipe, taught_by(recipe))
-    known = warehouse.preferences(judge=judge.spec.spec_id, min_strength=settings.min_strength, split="train")
+    rows = _of_version(warehouse, settings.dataset) if settings.dataset else _of_judge(warehouse, recipe)
+    if settings.labels == "random":
+        rows = [{**row, "p_a": float(coin(row["pair_id"], settings.seed))} for row in rows]
+    return Job("reward", settings, [row_key(r["pair_id"], r["judge"], r["p_a"]) for r in rows], {}), rows
+
+
+def _of_judge(warehouse: Warehouse, recipe: Recipe) -> list[dict[str, Any]]:
+    """Preferences of the training split, of the recipe's own judge and about its own questions."""
+    judge, least = label_stage(recipe, taught_by(recipe)).spec.spec_id, part(recipe, "reward").min_strength
+    known = warehouse.preferences(judge=judge, min_strength=least, split="train")
     asked = warehouse.rows(
         "SELECT question_id FROM questions WHERE spec_id IS NULL OR spec_id = $ask", {"ask": asked_by(recipe)}
     )
     mine = {row["question_id"] for row in asked}
-    rows = [row for row in known.to_dicts() if row["question_id"] in mine]
-    if settings.labels == "random":
-        rows = [{**row, "p_a": float(coin(row["pair_id"], settings.seed))} for row in rows]
-    return Job("reward", settings, [f"{r['pair_id']}/{r['judge']}/{r['p_a']!r}" for r in rows], {}), rows
+    return [row for row in known.to_dicts() if row["question_id"] in mine]
+
+
+def _of_version(warehouse: Warehouse, name: str) -> list[dict[str, Any]]:
+    """The preferences of a version, all of them; those of other splits would be learned before they are tested."""
+    rows = warehouse.preferences(dataset=name).to_dicts()
+    if elsewhere := Counter(row["split"] for row in rows if row["split"] != "train"):
+        counted = ", ".join(f"{count:,} of {split}" for split, count in sorted(elsewhere.items()))
+        raise UserError(
+            f"The version {name} holds preferences outside of the training split: {counted}.",
+            f"vlm-rlaif dataset create {warehouse.path} {name}-train --split train ...",
+        )
+    return rows
 
 
 def train_reward(warehouse: Warehouse, recipe: Recipe) -> Trained:
-    """Reward model on the training split of one arm's labels."""
+    """Reward model on the training split of one arm's labels, or on a version of the data set.
+
+    What it reads is frozen as a version first, so that the rows behind a checkpoint can be found for ever.
+    """
     job, rows = reward_job(warehouse, recipe)
     if not rows:
         raise UserError(
             f"There are no labels of the arm {job.settings.labels!r} in the training split.",
             f"vlm-rlaif feedback label {warehouse.path} --recipe {recipe.name}",
         )
+    if find(warehouse, job) is None:
+        _freeze(warehouse, job.settings, rows)
 
     def train(folder: Path, log: Callable[[int, dict[str, float]], None]) -> int:
         from vlm_rlaif.train.reward import RewardTrainer, pairs_from_rows
@@ -70,15 +94,27 @@ def train_reward(warehouse: Warehouse, recipe: Recipe) -> Trained:
     return run_training(warehouse, job, train)
 
 
+def _freeze(warehouse: Warehouse, settings: Rewarding, rows: list[dict[str, Any]]) -> None:
+    """Make sure that what is read is a version, with the verdicts as the reward model takes them."""
+    chosen = f"labels {settings.labels}, strength >= {settings.min_strength:g}, split train"
+    if settings.dataset:
+        chosen = f"dataset {settings.dataset}"
+    if settings.labels == "random":
+        chosen += f", verdicts by coin of seed {settings.seed}"
+        rows = [{**row, "choice": "a" if row["p_a"] else "b"} for row in rows]
+    freeze(warehouse, taken_from(warehouse, rows), "reward", f"read by train reward: {chosen}")
+
+
 def coin(pair_id: str, seed: int) -> int:
     """A label without meaning, the same on every machine: the control of every claim about labels."""
     return hashlib.blake2b(f"{seed}/{pair_id}".encode()).digest()[0] % 2
 
 
-def ppo_job(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> tuple[Job, list[tuple[str, Scored]]]:
-    """The policy of a recipe and the prompts that it practises on."""
-    rows = prompt_rows(warehouse, recipe)
-    return Job("ppo", part(recipe, "ppo"), [key for key, _ in rows], {"reward": reward.checkpoint_id}), rows
+def ppo_job(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> tuple[Job, list[dict[str, Any]]]:
+    """The policy of a recipe and the questions that it practises on."""
+    rows = _practice(warehouse, recipe)
+    ids = [row["question_id"] for row in rows]
+    return Job("ppo", part(recipe, "ppo"), ids, {"reward": reward.checkpoint_id}), rows
 
 
 def train_ppo(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> Trained:
@@ -91,7 +127,7 @@ def train_ppo(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> Trained:
         from vlm_rlaif.train.rollout import POLICY
         from vlm_rlaif.train.vlm import export
 
-        trainer = PPOTrainer(settings, reward.path, [row for _, row in rows], folder)
+        trainer = PPOTrainer(settings, reward.path, [_prompt(warehouse, row) for row in rows], folder)
         truth = truth_meter(warehouse)
         trainer.train(lambda step, metrics, said: log(step, {**metrics, **truth(said)}))
         export(folder / MERGED, trainer.backbone, POLICY)
@@ -101,15 +137,25 @@ def train_ppo(warehouse: Warehouse, recipe: Recipe, reward: Trained) -> Trained:
 
 
 def prompt_rows(warehouse: Warehouse, recipe: Recipe) -> list[tuple[str, Scored]]:
-    """(question id, prompt) of the training split; with the context when the reward model reads one.
+    """(question id, prompt) of the training split; with the context when the reward model reads one."""
+    return [(row["question_id"], _prompt(warehouse, row)) for row in _practice(warehouse, recipe)]
 
-    A video without a narrative (a caption failed, say) is left out there: it could not be scored.
-    """
+
+def _prompt(warehouse: Warehouse, row: dict[str, Any]) -> Scored:
     from vlm_rlaif.train.reward import Scored
 
+    return Scored(warehouse.video_path(row["uri"]), row["text"], "", row["context"])
+
+
+def _practice(warehouse: Warehouse, recipe: Recipe) -> list[dict[str, Any]]:
+    """The questions that a policy practises on, in order.
+
+    Where the reward model reads contexts, a video without one (a caption failed, say) is left out: it could not be
+    scored.
+    """
     reads_context = part(recipe, "reward").context_prompt is not None
     context = context_spec(recipe).spec_id if reads_context else None
-    rows = warehouse.rows(
+    return warehouse.rows(
         "SELECT q.question_id, q.text, v.uri, c.text AS context FROM questions q"
         " JOIN videos v USING (video_id)"
         " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context"
@@ -117,7 +163,6 @@ def prompt_rows(warehouse: Warehouse, recipe: Recipe) -> list[tuple[str, Scored]
         " AND ($context IS NULL OR c.text IS NOT NULL) ORDER BY q.question_id",
         {"context": context, "ask": asked_by(recipe)},
     )
-    return [(r["question_id"], Scored(warehouse.video_path(r["uri"]), r["text"], "", r["context"])) for r in rows]
 
 
 def truth_meter(warehouse: Warehouse) -> Callable[[list[Scored]], dict[str, float]]:
@@ -188,6 +233,12 @@ def with_labels(recipe: Recipe, labels: str) -> Recipe:
     return dataclasses.replace(recipe, reward=reward)
 
 
+def with_dataset(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with the reward model taught by a version of the data set."""
+    reward = dataclasses.replace(part(recipe, "reward"), dataset=name, min_strength=0.0)
+    return dataclasses.replace(recipe, reward=reward)
+
+
 def text_only(recipe: Recipe) -> Recipe:
     """The control of every claim about seeing: a reward model trained and read without the video."""
     blind = dataclasses.replace(part(recipe, "reward"), use_video=False)
@@ -210,7 +261,6 @@ def standing(warehouse: Warehouse, recipe: Recipe) -> tuple[Recipe, dict[str, Tr
         if trained := find(warehouse, reward_job(warehouse, version)[0]):
             found[role] = trained
     if recipe.ppo is not None and "rm" in found:
-        require_packages()
         job, _ = ppo_job(warehouse, recipe, found["rm"])
         if trained := find(warehouse, job):
             found["policy"] = trained

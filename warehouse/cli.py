@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 import json
-import math
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from decimal import Decimal
 from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vlm_rlaif.warehouse.errors import UserError, nearest
+from vlm_rlaif.warehouse.inspection.printing import FORMS, SHOWN_ROWS
+from vlm_rlaif.warehouse.inspection.printing import print_rows as print_rows
 
 if TYPE_CHECKING:
     from vlm_rlaif.warehouse.runs import Outcome
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 EXIT_USER_ERROR = 2
 EXIT_FAILED_ROWS = 3
 EXIT_INTERRUPTED = 130
+EXIT_PIPE = 141
 
 
 class Floors(click.Group):
@@ -79,21 +81,11 @@ def init(warehouse: Path) -> None:
 @warehouse_argument
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def tables(warehouse: Path, as_json: bool) -> None:
-    """List the tables and views with their row counts."""
+    """List the tables with their row counts, and the views with the questions that they answer."""
+    from vlm_rlaif.warehouse.inspection.contents import contents
     from vlm_rlaif.warehouse.store import Warehouse
 
-    opened = Warehouse.open(warehouse)
-    found = opened.rows(
-        "SELECT table_name AS name, lower(table_type) AS kind FROM information_schema.tables"
-        " WHERE table_name <> 'migrations' ORDER BY table_type, table_name"
-    )
-    quoted = (t["name"].replace('"', '""') for t in found)
-    counts = opened.rows(
-        " UNION ALL ".join(f'SELECT {i} AS i, count(*) AS n FROM "{t}"' for i, t in enumerate(quoted))
-    )
-    rows = {row["i"]: row["n"] for row in counts}
-    print_rows([{**t, "kind": t["kind"].replace("base ", ""), "rows": rows[i]} for i, t in enumerate(found)],
-         "json" if as_json else "table")  # fmt: skip
+    print_rows(contents(Warehouse.open(warehouse)), "json" if as_json else "table")
 
 
 @cli.command()
@@ -109,28 +101,30 @@ def runs(warehouse: Path, as_json: bool, limit: int) -> None:
         " rows_written, rows_failed, tokens_in, tokens_out FROM runs ORDER BY started_at DESC LIMIT ?",
         [limit],
     )
-    print_rows(rows, "json" if as_json else "table")
+    print_rows(rows, "json" if as_json else "table", limit=limit)
 
 
 @cli.command()
 @warehouse_argument
 @click.argument("query")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "csv", "json", "markdown"]), default="table",
-    show_default=True, help="How to print the result.",
-)  # fmt: skip
-def sql(warehouse: Path, query: str, form: str) -> None:
-    """Run a read-only query and print the result."""
-    import duckdb
+    "--format", "form", type=click.Choice(FORMS), default="table", show_default=True, help="How to print the result."
+)
+@click.option(
+    "--limit",
+    type=click.IntRange(min=0),
+    help=f"Print the first rows [default: {SHOWN_ROWS} of a table or Markdown, all of CSV or JSON].",
+)
+def sql(warehouse: Path, query: str, form: str, limit: int | None) -> None:
+    """Run a query and print the result: one that reads this warehouse, and can do nothing else.
 
+    QUERY is SQL, @FILE (a file with the query), or - (read it from standard input).
+    """
+    from vlm_rlaif.warehouse.inspection.query import ask, given
     from vlm_rlaif.warehouse.store import Warehouse
 
-    try:
-        found = Warehouse.open(warehouse).arrow(query)
-        rows = found.to_pylist()
-    except (duckdb.Error, OverflowError) as error:
-        raise UserError(str(error), f"vlm-rlaif tables {warehouse}") from None
-    print_rows(rows, form, found.column_names)
+    names, rows = ask(Warehouse.open(warehouse), given(query))
+    print_rows(rows, form, names, limit)
 
 
 def finish(outcomes: Sequence[Outcome], as_json: bool) -> int:
@@ -143,59 +137,6 @@ def finish(outcomes: Sequence[Outcome], as_json: bool) -> int:
     return EXIT_FAILED_ROWS if any(outcome.failed or outcome.failed_before for outcome in outcomes) else 0
 
 
-def print_rows(rows: list[dict[str, Any]], form: str = "table", columns: Sequence[str] = ()) -> None:
-    """Print rows as an aligned table, CSV, JSON or Markdown. `columns` names those of an empty result."""
-    if form == "json":
-        click.echo(json.dumps([{k: _finite(v) for k, v in row.items()} for row in rows], default=_plain, indent=1))
-        return
-    names = list(rows[0]) if rows else columns
-    if form == "csv":
-        import csv
-
-        writer = csv.DictWriter(sys.stdout, names)
-        writer.writeheader()
-        writer.writerows(rows)
-        return
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    if form == "markdown":
-        cells = [[cell.replace("|", "\\|").replace("\n", "<br>") for cell in line] for line in cells]
-        lines = [names, ["---"] * len(names), *cells]
-        click.echo("\n".join(f"| {' | '.join(line)} |" for line in lines))
-        return
-    if not rows:
-        click.echo("no rows")
-        return
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names:
-        table.add_column(name, overflow="fold")
-    for line in cells:
-        table.add_row(*line)
-    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False).print(table)
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    """What JSON has no word for. DuckDB's sums of whole numbers and its constants are decimals."""
-    if isinstance(value, Decimal):
-        return int(value) if value == int(value) else float(value)
-    return str(value)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, float):
-        return str(value)
-    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.6g}"
-
-
 def main() -> None:
     """Entry point of the console script."""
     try:
@@ -206,6 +147,9 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(EXIT_USER_ERROR)
+    except BrokenPipeError:  # `vlm-rlaif ... | head`: nobody reads on, and Python must not say so when it ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_PIPE)
     except (KeyboardInterrupt, click.Abort):
         click.echo("Interrupted. What is finished is kept: the same command continues from here.", err=True)
         sys.exit(EXIT_INTERRUPTED)

@@ -198,11 +198,15 @@ class Rewarding:
     """Pairs per forward; gradients accumulate, so this changes memory and nothing else."""
     centering: float = 0.01
     min_strength: float = 0.0
+    dataset: str | None = None
+    """A version of the data set (`vlm-rlaif dataset`): its preferences, and no others, whatever arm they are of."""
     seed: int = 0
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_pairs=self.batch_pairs, micro_batch=self.micro_batch)
         one_of((*ARMS, "random"), labels=self.labels)
+        if self.dataset is not None and self.min_strength > 0:
+            raise ValueError("`dataset` names the preferences: `min_strength` cannot leave some of them out")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -31,3 +32,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'caption'?`, or nothing when no known word is close."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C during a long query is a `RuntimeError` of DuckDB; outside of this block it is what it is elsewhere."""
+    try:
+        yield
+    except RuntimeError as error:
+        if str(error) != "Query interrupted":
+            raise
+        raise KeyboardInterrupt from None

@@ -1,13 +1,14 @@
 """Finished work is durable before it is merged: one JSONL file per run beside the warehouse.
 
 A line is a finished row. Lines reach the operating system at once and the disk at least once a second while rows
-arrive. A merge inserts rows by id, so rows that are merged twice, or journaled and merged, are harmless. What a
-killed job left behind is merged by the next one; an unfinished last line is ignored.
+arrive. A merge inserts rows by id and then empties the file; rows that are merged twice, or journaled and merged, are
+harmless. What a killed job left behind is merged by the next one; an unfinished last line is ignored.
 """
 
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import time
@@ -20,11 +21,13 @@ from typing import IO, Any
 
 from vlm_rlaif.warehouse import schema
 from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
-from vlm_rlaif.warehouse.records import RECORDS, Failure, Record
+from vlm_rlaif.warehouse.records import RECORDS, Failure, Record, Run, Spec
 from vlm_rlaif.warehouse.store import Warehouse
 
 SYNC_S = 1.0
 MERGE_S = 3.0
+REPLAY_ROWS = 50_000
+"""Rows that a replay holds in memory."""
 _BY_TABLE: dict[str, type[Record]] = {record.table: record for record in RECORDS}
 
 
@@ -36,39 +39,47 @@ class Journal:
 
     def __init__(self, warehouse: Warehouse, run_id: str) -> None:
         self._warehouse = warehouse
-        warehouse.journal_folder.mkdir(exist_ok=True)
+        make_folder(warehouse)
         self.path = warehouse.journal_folder / f"{run_id}.jsonl"
         self._file = _open_locked(self.path)
         self._waiting: list[Record] = []
         self._synced = self._merged = time.monotonic()
 
-    def append(self, rows: Sequence[Record]) -> None:
-        """Make rows durable, and merge them when it is time and nobody is in the way."""
+    def append(self, rows: Sequence[Record]) -> bool:
+        """Make rows durable, and merge them when it is time and nobody is in the way; whether it was."""
         lines = [json.dumps({"table": r.table, "row": asdict(r)}, default=_plain) for r in rows]
-        self._file.write("".join(f"{line}\n" for line in lines))
-        self._file.flush()
+        try:
+            self._file.write("".join(f"{line}\n" for line in lines))
+            self._file.flush()
+            now = time.monotonic()
+            if now - self._synced > SYNC_S:
+                os.fsync(self._file.fileno())
+                self._synced = now
+        except OSError as error:
+            raise UserError(
+                f"{self.path} cannot be written: {error.strerror}.",
+                "Make room on the disk, then run the same command again: what is finished is kept.",
+            ) from None
         self._waiting += rows
-        now = time.monotonic()
-        if now - self._synced > SYNC_S:
-            os.fsync(self._file.fileno())
-            self._synced = now
-        if now - self._merged > MERGE_S:
-            self._try_merge()
+        return now - self._merged > MERGE_S and self._try_merge()
 
-    def _try_merge(self) -> None:
+    def _try_merge(self) -> bool:
         """Merge without waiting: a reader who holds the file delays rows, and never loses one."""
         self._merged = time.monotonic()
         try:
-            Warehouse(self._warehouse.path, patience_s=0.0).append(self._waiting)
+            self._merge(Warehouse(self._warehouse.path, patience_s=0.0))
         except WarehouseBusy:
-            return
-        self._waiting = []
+            return False
+        return True
 
     def merge(self) -> None:
         """Merge what is left; raises `WarehouseBusy` when somebody does not let go of the warehouse."""
-        os.fsync(self._file.fileno())
-        self._warehouse.append(self._waiting)
+        self._merge(self._warehouse)
+
+    def _merge(self, warehouse: Warehouse) -> None:
+        warehouse.append(self._waiting)
         self._waiting = []
+        self._file.truncate(0)
 
     def remove(self) -> None:
         """The run is over and recorded: nothing in the file is needed any more."""
@@ -77,6 +88,18 @@ class Journal:
     def close(self) -> None:
         """Let go of the file. Unless it was removed, the next job merges it."""
         self._file.close()
+
+
+def make_folder(warehouse: Warehouse) -> None:
+    """The place of journals and locks: a job must be able to write beside its warehouse."""
+    folder = warehouse.journal_folder
+    try:
+        folder.mkdir(exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made: {error.strerror}. Jobs write beside the warehouse.",
+            f"vlm-rlaif sql {warehouse.path} QUERY (reading needs no such folder)",
+        ) from None
 
 
 def _open_locked(path: Path) -> IO[str]:
@@ -103,23 +126,40 @@ def replay(warehouse: Warehouse) -> int:
                 continue
             if not os.fstat(file.fileno()).st_nlink:  # another job was faster
                 continue
-            try:
-                rows = list(_read(file))
-            except (KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{path} holds finished rows that this version cannot read: {error!r}.",
-                    "Run the version that wrote it once more, or move the file away to give its rows up.",
-                ) from None
-            written += warehouse.append(rows)
-            failed = sum(isinstance(row, Failure) for row in rows)
-            last_word = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(tzinfo=None)
-            warehouse.execute(
-                "UPDATE runs SET status = 'interrupted', ended_at = ?, rows_written = ?, rows_failed = ?"
-                " WHERE run_id = ? AND status = 'running'",
-                [last_word, len(rows) - failed, failed, path.stem],
-            )
+            written += _replay_one(warehouse, path, file)
             path.unlink()
     return written
+
+
+def _replay_one(warehouse: Warehouse, path: Path, file: IO[str]) -> int:
+    """Merge one dead job's journal and close its run, whose counts are those of its rows; how many were new."""
+    written = 0
+    try:
+        rows = _read(file)
+        while batch := list(itertools.islice(rows, REPLAY_ROWS)):
+            written += warehouse.append(batch)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path} holds finished rows that this version cannot read: {error!r}.",
+            "Run the version that wrote it once more, or move the file away to give its rows up.",
+        ) from None
+    last_word = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(tzinfo=None)
+    warehouse.execute(
+        "UPDATE runs SET status = 'interrupted', ended_at = $ended, rows_written = $written, rows_failed = $failed"
+        " WHERE run_id = $run AND status = 'running'",
+        {"ended": last_word, "run": path.stem, **rows_of_run(warehouse, path.stem)},
+    )
+    return written
+
+
+def rows_of_run(warehouse: Warehouse, run_id: str) -> dict[str, int]:
+    """How many rows of a run stand (`written`), and how many failures it has (`failed`)."""
+    made = [r.table for r in RECORDS if r not in (Run, Spec, Failure)]
+    counts = " + ".join(f"(SELECT count(*) FROM {table} WHERE run_id = $run)" for table in made)
+    (found,) = warehouse.rows(
+        f"SELECT {counts} AS written, (SELECT count(*) FROM failures WHERE run_id = $run) AS failed", {"run": run_id}
+    )
+    return {"written": int(found["written"]), "failed": int(found["failed"])}
 
 
 def _read(file: IO[str]) -> Iterator[Record]:
@@ -139,7 +179,7 @@ def _read(file: IO[str]) -> Iterator[Record]:
 @contextmanager
 def only_one(warehouse: Warehouse, stage: str) -> Iterator[None]:
     """Hold the lock of a stage; a second job is told who has it. The lock dies with its process."""
-    warehouse.journal_folder.mkdir(exist_ok=True)
+    make_folder(warehouse)
     path = warehouse.journal_folder / f"{stage}.lock"
     with path.open("a+", encoding="utf-8") as file:
         try:

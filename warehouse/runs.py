@@ -5,19 +5,24 @@ A run that has nothing to do writes nothing, not even itself.
 
 from __future__ import annotations
 
+import itertools
 import json
 import platform
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
+from vlm_rlaif.warehouse.errors import WarehouseBusy
 from vlm_rlaif.warehouse.journal import Journal, only_one, replay
-from vlm_rlaif.warehouse.records import Record, Run, Spec
+from vlm_rlaif.warehouse.records import Failure, Record, Run, Spec
 from vlm_rlaif.warehouse.store import Warehouse
+
+BATCH_ROWS = 20_000
+"""Derived rows that are held in memory and appended in one transaction."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,30 +53,58 @@ def derive(
     warehouse: Warehouse,
     stage: str,
     config: dict[str, Any],
-    rows: Callable[[str], Sequence[Record]],
+    rows: Callable[[str], Iterable[Record]],
 ) -> Outcome:
-    """Append rows that need no model, in one transaction. `rows` makes the missing ones for a run id."""
-    with only_one(warehouse, stage):
+    """Append rows that need no model, many at a time. `rows` makes them for a run id; those that stand are left out.
+
+    The run begins with the first row that is new. One that is killed has written whole batches.
+    """
+    with only_one(warehouse, stage), ExitStack() as stack:
         replay(warehouse)
         run_id = new_run_id()
-        made = rows(run_id)
-        if not made:
+        run: OpenRun | None = None
+        made = iter(rows(run_id))
+        while batch := list(itertools.islice(made, BATCH_ROWS)):
+            if not (fresh := warehouse.unknown(batch)):
+                continue
+            run = run or stack.enter_context(record_run(warehouse, stage, config, "none", run_id))
+            run.written += warehouse.append(fresh)
+        if run is None:
             return Outcome(stage)
-        with record_run(warehouse, stage, config, "none", run_id) as run:
-            run.written = warehouse.append(made)
-        return Outcome(stage, run.written, 0, len(made), run_id)
+        return Outcome(stage, run.written, 0, run.written, run_id)
 
 
 @dataclass(slots=True)
 class OpenRun:
     """A run that is under way: its journal and its counters."""
 
+    warehouse: Warehouse
     run_id: str
     journal: Journal
     written: int = 0
     failed: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+
+    def append(self, rows: Sequence[Record], *, tokens_in: int = 0, tokens_out: int = 0) -> None:
+        """Count finished rows and make them durable. The run's own row follows whenever the journal is merged."""
+        failures = sum(isinstance(row, Failure) for row in rows)
+        self.failed += failures
+        self.written += len(rows) - failures
+        self.tokens_in += tokens_in
+        self.tokens_out += tokens_out
+        if self.journal.append(rows):
+            with suppress(WarehouseBusy):  # the next merge says it
+                self.tell(Warehouse(self.warehouse.path, patience_s=0.0))
+
+    def tell(self, warehouse: Warehouse, status: str = "running") -> None:
+        """Bring the run's row up to date."""
+        warehouse.execute(
+            "UPDATE runs SET ended_at = ?, status = ?, rows_written = ?, rows_failed = ?, tokens_in = ?,"
+            " tokens_out = ? WHERE run_id = ?",
+            [None if status == "running" else _now(), status, self.written, self.failed, self.tokens_in,
+             self.tokens_out, self.run_id],
+        )  # fmt: skip
 
 
 def new_run_id() -> str:
@@ -89,7 +122,7 @@ def record_run(
     """
     run_id = run_id or new_run_id()
     with closing(Journal(warehouse, run_id)) as journal:
-        run = OpenRun(run_id, journal)
+        run = OpenRun(warehouse, run_id, journal)
         first: list[Record] = [
             Run(
                 run_id=run_id, stage=stage, config=json.dumps(config, sort_keys=True),
@@ -108,11 +141,7 @@ def record_run(
             raise
         finally:
             journal.merge()
-            warehouse.execute(
-                "UPDATE runs SET ended_at = ?, status = ?, rows_written = ?, rows_failed = ?,"
-                " tokens_in = ?, tokens_out = ? WHERE run_id = ?",
-                [_now(), status, run.written, run.failed, run.tokens_in, run.tokens_out, run_id],
-            )
+            run.tell(warehouse, status)
             journal.remove()
 
 

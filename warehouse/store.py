@@ -11,9 +11,10 @@ closes it, and waits a while when somebody else is in. Rows are written once; wr
 from __future__ import annotations
 
 import re
+import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ import polars as pl
 import pyarrow as pa
 
 from vlm_rlaif.warehouse import schema
-from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
+from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy, interruptible
 from vlm_rlaif.warehouse.migrations import migrate, missing, views_are_current
-from vlm_rlaif.warehouse.records import Record
+from vlm_rlaif.warehouse.records import Record, primary_key
+from vlm_rlaif.warehouse.spool import BATCH_ROWS, Row, Spool
 
 CONFIG: dict[str, str | bool | int | float | list[str]] = {
     "storage_compatibility_version": "v1.5.0",
@@ -83,24 +85,34 @@ class Warehouse:
         return self.path.with_name(self.path.name + ".jobs")
 
     @contextmanager
-    def visit(self, *, read_only: bool = False) -> Iterator[duckdb.DuckDBPyConnection]:
-        """A connection for a short piece of work. Waits for other processes up to `patience_s`."""
+    def visit(
+        self, *, read_only: bool = False, memory_limit: str | None = None
+    ) -> Iterator[duckdb.DuckDBPyConnection]:
+        """A connection for a short piece of work. Waits for other processes up to `patience_s`.
+
+        Above `memory_limit` (`600MB`) DuckDB goes on in temporary files beside the warehouse, if it can.
+        """
         with _one_visit_at_a_time:
-            connection = self._connect(read_only)
+            connection = self._connect(read_only, memory_limit)
             try:
-                yield connection
+                with interruptible():
+                    yield connection
             finally:
                 connection.close()
 
-    def _connect(self, read_only: bool) -> duckdb.DuckDBPyConnection:
+    def _connect(self, read_only: bool, memory_limit: str | None = None) -> duckdb.DuckDBPyConnection:
         deadline, pause_s = time.monotonic() + self.patience_s, 0.02
+        config = READ_ONLY if read_only else CONFIG
+        if memory_limit:
+            config = {**config, "memory_limit": memory_limit}
         while True:
             try:
-                return duckdb.connect(str(self.path), read_only=read_only, config=READ_ONLY if read_only else CONFIG)
-            except duckdb.IOException as error:
+                return duckdb.connect(str(self.path), read_only=read_only, config=config)
+            except duckdb.Error as error:
                 message = str(error)
                 if "Could not set lock" not in message:
-                    raise UserError(f"{self.path} cannot be opened: {message}") from None
+                    doctor = f"vlm-rlaif doctor {self.path}"
+                    raise UserError(f"{self.path} cannot be opened: {message}", doctor) from None
                 if time.monotonic() > deadline:
                     raise WarehouseBusy(*_busy(self.path, message)) from None
             time.sleep(pause_s)
@@ -108,18 +120,42 @@ class Warehouse:
 
     def append(self, rows: Sequence[Record]) -> int:
         """Write rows of any tables in one transaction; returns how many were new."""
-        if not rows:
+        return self._insert({name: schema.to_arrow(group) for name, group in _by_table(rows).items()})
+
+    def append_table(self, name: str, rows: pa.Table | pa.RecordBatchReader) -> int:
+        """Write rows of one table from Arrow columns of its names, in one transaction; returns how many were new."""
+        return self._insert({name: rows})
+
+    def _insert(self, tables: dict[str, Any]) -> int:
+        if not tables:
             return 0
-        tables: dict[str, list[Record]] = {}
-        for row in rows:
-            tables.setdefault(row.table, []).append(row)
-        written = 0
         with self.visit() as connection:
-            connection.execute("BEGIN")
-            for name, group in tables.items():
-                written += _insert(connection, name, schema.to_arrow(group))
-            connection.execute("COMMIT")
+            try:
+                connection.execute("BEGIN")
+                written = sum(_insert(connection, name, rows) for name, rows in tables.items())
+                connection.execute("COMMIT")
+            except (duckdb.IOException, duckdb.TransactionException, duckdb.FatalException) as error:
+                raise UserError(
+                    f"Rows could not be written to {self.path}: {error}",
+                    "Make room on the disk, then run the same command again: what is finished is kept.",
+                ) from None
         return written
+
+    def unknown(self, rows: Sequence[Record]) -> list[Record]:
+        """Those of the rows that do not stand yet, by their keys."""
+        fresh: list[Record] = []
+        with self.visit(read_only=True) as connection:
+            for name, group in _by_table(rows).items():
+                key = primary_key(type(group[0]))
+                connection.register("wanted", schema.to_arrow(group).select(key))
+                same = " AND ".join(f"there.{column} = wanted.{column}" for column in key)
+                found = connection.sql(
+                    f"SELECT {', '.join(key)} FROM wanted WHERE EXISTS (SELECT 1 FROM {name} there WHERE {same})"
+                ).fetchall()
+                stands = set(found)
+                connection.unregister("wanted")
+                fresh += [row for row in group if tuple(getattr(row, column) for column in key) not in stands]
+        return fresh
 
     def query(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> pl.DataFrame:
         """The result of a read-only query."""
@@ -137,30 +173,58 @@ class Warehouse:
             if found is None:
                 raise UserError("That statement returns nothing. Only queries are run here.")
             table = found.to_arrow_table()
-        return table.rename_columns(_distinct(table.column_names))
+        return table.rename_columns(distinct(table.column_names))
+
+    def stream(
+        self,
+        sql: str,
+        parameters: Sequence[Any] | dict[str, Any] = (),
+        *,
+        row_id: Callable[[Row], str] | None = None,
+        memory_limit: str | None = None,
+    ) -> Spool:
+        """The result of a read-only query for reading slowly, in constant memory; `row_id` makes one more column."""
+        folder = self.journal_folder if self.journal_folder.is_dir() else Path(tempfile.gettempdir())
+        with self.visit(read_only=True, memory_limit=memory_limit) as connection:
+            reader = connection.sql(sql, params=parameters or None).to_arrow_reader(BATCH_ROWS)
+            return Spool(reader, folder, row_id)
 
     def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """The single value of a query."""
         return next(iter(self.rows(sql, parameters)[0].values()))
 
-    def execute(self, sql: str, parameters: Sequence[Any] = ()) -> None:
+    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> None:
         """Change something that is not written once: the state of a run, or the place of a video."""
         with self.visit() as connection:
             connection.execute(sql, parameters)
 
     def preferences(
-        self, *, judge: str | None = None, min_strength: float = 0.0, split: str | None = None
+        self,
+        *,
+        judge: str | None = None,
+        min_strength: float = 0.0,
+        split: str | None = None,
+        dataset: str | None = None,
     ) -> pl.DataFrame:
         """Both orders averaged, with the question, both answers and the video of every pair.
 
         `judge` is a spec id, or the name of the judge's prompt; `min_strength` in [0, 1] drops weak preferences.
-        Pairs that were judged in one order so far are left out: they may be position bias.
+        Pairs that were judged in one order so far are left out: they may be position bias. `dataset` names a version
+        (`vlm-rlaif dataset list`): its preferences, with the verdicts as they were; raises `UserError` if some of
+        them are gone.
         """
+        asked = {"judge": judge, "min_strength": min_strength, "split": split}
+        source = "preferences"
+        if dataset is not None:
+            from vlm_rlaif.warehouse.exports.versions import find
+
+            asked["dataset"] = find(self, dataset).name
+            source = "(SELECT * EXCLUDE (dataset) FROM dataset_preferences WHERE dataset = $dataset)"
         return self.query(
-            """
+            f"""
             SELECT p.*, q.text AS question, q.reference, a.text AS text_a, b.text AS text_b,
                    a.tokens AS tokens_a, b.tokens AS tokens_b, v.uri, c.text AS context
-            FROM preferences p
+            FROM {source} p
             JOIN questions q USING (question_id)
             JOIN responses a ON a.response_id = p.response_a
             JOIN responses b ON b.response_id = p.response_b
@@ -170,7 +234,7 @@ class Warehouse:
               AND p.strength >= $min_strength AND ($split IS NULL OR p.split = $split)
             ORDER BY p.pair_id, p.judge
             """,
-            {"judge": judge, "min_strength": min_strength, "split": split},
+            asked,
         )
 
     def video_path(self, uri: str) -> Path:
@@ -178,16 +242,24 @@ class Warehouse:
         return self.folder / uri
 
 
-def _insert(connection: duckdb.DuckDBPyConnection, name: str, table: pa.Table) -> int:
-    counted = f"SELECT count(*) FROM {name}"
-    before = connection.execute(counted).fetchall()[0][0]
-    connection.register("new_rows", table)
-    connection.execute(f"INSERT INTO {name} BY NAME SELECT * FROM new_rows ON CONFLICT DO NOTHING")
+def _by_table(rows: Sequence[Record]) -> dict[str, list[Record]]:
+    tables: dict[str, list[Record]] = {}
+    for row in rows:
+        tables.setdefault(row.table, []).append(row)
+    return tables
+
+
+def _insert(connection: duckdb.DuckDBPyConnection, name: str, rows: Any) -> int:
+    """Insert Arrow rows, those that stand excepted; how many were new."""
+    connection.register("new_rows", rows)
+    (written,) = connection.execute(
+        f"INSERT INTO {name} BY NAME SELECT * FROM new_rows ON CONFLICT DO NOTHING"
+    ).fetchall()[0]
     connection.unregister("new_rows")
-    return int(connection.execute(counted).fetchall()[0][0] - before)
+    return int(written)
 
 
-def _distinct(names: Sequence[str]) -> list[str]:
+def distinct(names: Sequence[str]) -> list[str]:
     """Two columns of one name would become one: later ones are numbered, `run_id_1`."""
     made: list[str] = []
     for name in names:

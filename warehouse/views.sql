@@ -1,7 +1,8 @@
 -- Answers to the questions that people ask. Nothing here holds data.
 
--- One row per pair and judge: both orders averaged, opposite verdicts of the two orders = a tie. The votes of one
--- order count by majority. `complete`: judged in both orders, or imported. The slow twin is `feedback.verdict.combine`.
+-- Which response does a judge prefer? One row per pair and judge: both orders averaged, opposite verdicts of the two
+-- orders = a tie. The votes of one order count by majority. `complete`: judged in both orders, or imported. The slow
+-- twin is `feedback.verdict.combine`.
 CREATE OR REPLACE VIEW preferences AS
 WITH by_order AS (
     SELECT pair_id, spec_id, shown_order, avg(p_a + p_tie / 2) AS p,
@@ -14,7 +15,7 @@ WITH by_order AS (
     SELECT pair_id, spec_id AS judge, avg(p) AS p, count(*) AS orders,
            bool_or(choice = 'a') AS any_a, bool_or(choice = 'b') AS any_b,
            bool_or(shown_order = 'unknown') OR count(*) = 2 AS complete,
-           count(*) = 2 AND count(DISTINCT choice) = 1 AS order_agreement, any_value(context_id) AS context_id
+           count(*) = 2 AND min(choice) = max(choice) AS order_agreement, any_value(context_id) AS context_id
     FROM by_order GROUP BY pair_id, spec_id
 ), decided AS (
     SELECT *, CASE WHEN any_a AND any_b THEN 'tie'
@@ -35,17 +36,30 @@ JOIN questions q ON q.question_id = p.question_id
 JOIN videos v ON v.video_id = q.video_id
 JOIN specs s ON s.spec_id = d.judge;
 
--- Failed requests that no later attempt has repaired; the newest attempt of each.
+-- What is in a version of the data set? Its preferences with the verdicts as they were when it was made.
+CREATE OR REPLACE VIEW dataset_preferences AS
+SELECT d.name AS dataset, p.* REPLACE (
+           r.choice AS choice, r.p_a AS p_a, abs(2 * r.p_a - 1) AS strength,
+           CASE r.choice WHEN 'a' THEN p.response_a WHEN 'b' THEN p.response_b END AS chosen,
+           CASE r.choice WHEN 'a' THEN p.response_b WHEN 'b' THEN p.response_a END AS rejected)
+FROM datasets d
+JOIN dataset_rows r USING (rows_hash)
+JOIN preferences p ON p.pair_id = r.pair_id AND p.judge = r.judge;
+
+-- What failed and was not repaired by a later attempt? The newest attempt of each.
 CREATE OR REPLACE VIEW open_failures AS
-SELECT f.* FROM failures f
-WHERE f.row_id NOT IN (
-    SELECT caption_id FROM captions UNION ALL SELECT question_id FROM questions
-    UNION ALL SELECT response_id FROM responses UNION ALL SELECT label_id FROM labels
-    UNION ALL SELECT answer_id FROM answers UNION ALL SELECT score_id FROM scores
+WITH repaired AS (
+    SELECT caption_id AS row_id FROM captions WHERE caption_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT question_id FROM questions WHERE question_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT response_id FROM responses WHERE response_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT label_id FROM labels WHERE label_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT answer_id FROM answers WHERE answer_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT score_id FROM scores WHERE score_id IN (SELECT row_id FROM failures)
 )
+SELECT f.* FROM failures f WHERE f.row_id NOT IN (FROM repaired)
 QUALIFY row_number() OVER (PARTITION BY f.row_id ORDER BY f.attempt DESC) = 1;
 
--- From a verdict back to the video, with every word in between.
+-- Where does a verdict come from? Back to the video, with every word in between.
 CREATE OR REPLACE VIEW lineage AS
 SELECT l.label_id, l.shown_order, l.choice, l.p_a, l.p_tie, l.reply,
        s.model AS judge_model, s.prompt AS judge_prompt, l.pair_id,
@@ -60,29 +74,116 @@ JOIN questions q ON q.question_id = p.question_id
 JOIN videos v ON v.video_id = q.video_id
 LEFT JOIN contexts c ON c.context_id = l.context_id;
 
--- How often a judge contradicts itself, and how often it names the response that it was shown first.
+-- What did a policy learn from? From its checkpoint over the reward model that taught it, and the version of the data
+-- set that this one read, back to the videos.
+CREATE OR REPLACE VIEW policy_lineage AS
+SELECT c.checkpoint_id, t.checkpoint_id AS reward_checkpoint_id, r.rows_hash, r.pair_id, p.question_id, q.video_id, v.uri
+FROM checkpoints c
+JOIN checkpoints t ON t.checkpoint_id = (c.config->>'$.inputs.reward')
+JOIN dataset_rows r ON r.rows_hash = t.data_hash
+JOIN pairs p USING (pair_id)
+JOIN questions q ON q.question_id = p.question_id
+JOIN videos v ON v.video_id = q.video_id
+WHERE c.kind = 'ppo';
+
+-- What is pending? For every stage and spec that has run: the rows that its inputs ask for now, those that stand, those
+-- that are missing, and how many of the missing ones have failed. Evaluation is left out: how many questions it reads
+-- stands in the recipe (`vlm-rlaif plan` knows, and knows what no run has begun).
+CREATE OR REPLACE VIEW pending_work AS
+WITH answered AS (
+    SELECT r.spec_id, q.spec_id AS ask, max(r.sample_index) + 1 AS samples
+    FROM responses r JOIN questions q USING (question_id) GROUP BY ALL
+), wanted AS (
+    SELECT s.spec_id, count(*) AS n
+    FROM specs s JOIN clips c ON c.method = (s.upstream->>'$.clip') WHERE s.stage = 'caption' GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, count(DISTINCT c.video_id)
+    FROM specs s JOIN specs u ON u.spec_id = (s.upstream->>'$.caption')
+    JOIN clips c ON c.method = (u.upstream->>'$.clip')
+    WHERE s.stage = 'context' GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, count(*)
+    FROM specs s JOIN contexts x ON x.spec_id = (s.upstream->>'$.context')
+    WHERE s.stage = 'ask' AND x.video_id NOT IN (SELECT video_id FROM questions WHERE spec_id IS NULL) GROUP BY ALL
+    UNION ALL
+    SELECT a.spec_id, sum(a.samples)
+    FROM answered a JOIN questions q ON q.spec_id IS NOT DISTINCT FROM a.ask JOIN videos v USING (video_id)
+    WHERE v.status = 'ok' GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, 2 * count(*)
+    FROM specs s JOIN responses r ON r.spec_id = (s.upstream->>'$.respond') JOIN pairs p ON p.response_a = r.response_id
+    JOIN questions q ON q.question_id = p.question_id
+    LEFT JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
+    WHERE s.stage = 'label' AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
+), standing AS (
+    SELECT spec_id, count(*) AS n FROM captions GROUP BY ALL
+    UNION ALL SELECT spec_id, count(*) FROM contexts GROUP BY ALL
+    UNION ALL SELECT spec_id, count(DISTINCT video_id) FROM questions WHERE spec_id IS NOT NULL GROUP BY ALL
+    UNION ALL SELECT spec_id, count(*) FROM responses GROUP BY ALL
+    UNION ALL SELECT spec_id, count(*) FROM labels WHERE vote = 0 GROUP BY ALL
+), failed AS (
+    SELECT r.config->>'$.spec_id' AS spec_id, count(*) AS n FROM open_failures f JOIN runs r USING (run_id) GROUP BY ALL
+)
+SELECT s.stage, s.spec_id, s.model, s.prompt, w.n::BIGINT AS rows_wanted, coalesce(t.n, 0) AS rows_standing,
+       greatest(w.n::BIGINT - coalesce(t.n, 0), 0) AS rows_missing, coalesce(f.n, 0) AS open_failures
+FROM specs s JOIN wanted w USING (spec_id) LEFT JOIN standing t USING (spec_id) LEFT JOIN failed f USING (spec_id);
+
+-- Where does a judge contradict itself? Pairs whose two orders named different winners, with what each of them said:
+-- how probable it is that response a is better, shown first and shown second.
+CREATE OR REPLACE VIEW conflicts AS
+WITH torn AS (
+    SELECT * FROM preferences WHERE conflict
+), said AS (
+    SELECT pair_id, spec_id AS judge, avg(p_a + p_tie / 2) FILTER (shown_order = 'ab') AS p_a_shown_first,
+           avg(p_a + p_tie / 2) FILTER (shown_order = 'ba') AS p_a_shown_second
+    FROM labels WHERE pair_id IN (SELECT pair_id FROM torn) GROUP BY ALL
+)
+SELECT t.pair_id, t.judge, t.judge_prompt, s.p_a_shown_first, s.p_a_shown_second,
+       abs(s.p_a_shown_first - s.p_a_shown_second) AS gap,
+       q.text AS question, a.text AS text_a, b.text AS text_b, t.kind, t.split, t.video_id
+FROM torn t JOIN said s USING (pair_id, judge) JOIN questions q USING (question_id)
+JOIN responses a ON a.response_id = t.response_a JOIN responses b ON b.response_id = t.response_b;
+
+-- How often does a judge contradict itself, and how often does it name the response that it was shown first? (0.5 is
+-- fair.)
 CREATE OR REPLACE VIEW judge_bias AS
+WITH torn AS (
+    SELECT judge, avg(conflict::INT) AS rate FROM preferences GROUP BY judge
+)
 SELECT l.spec_id AS judge, s.prompt AS judge_prompt, count(*) AS verdicts,
        avg((l.choice = 'tie')::INT) AS tie_rate,
        avg(CASE WHEN l.choice <> 'tie' AND l.shown_order <> 'unknown'
                 THEN ((l.choice = 'a') = (l.shown_order = 'ab'))::INT END) AS first_position_rate,
-       (SELECT avg(conflict::INT) FROM preferences p WHERE p.judge = l.spec_id) AS conflict_rate
-FROM labels l JOIN specs s USING (spec_id)
+       any_value(t.rate) AS conflict_rate
+FROM labels l JOIN specs s USING (spec_id) LEFT JOIN torn t ON t.judge = l.spec_id
 GROUP BY l.spec_id, s.prompt;
 
--- Two judges on the same pairs.
+-- Do two judges agree on the same pairs? `kappa` (Cohen's) is what their agreement is above chance: 0 = two coins with
+-- their habits, 1 = always.
 CREATE OR REPLACE VIEW label_agreement AS
-SELECT a.judge AS judge_1, b.judge AS judge_2, a.judge_prompt AS prompt_1, b.judge_prompt AS prompt_2,
-       count(*) AS pairs, avg((a.choice = b.choice)::INT) AS agreement
-FROM preferences a JOIN preferences b ON a.pair_id = b.pair_id AND a.judge < b.judge
-GROUP BY ALL;
+WITH verdicts AS MATERIALIZED (
+    SELECT pair_id, judge, judge_prompt, choice FROM preferences
+), counted AS (
+    SELECT a.judge AS judge_1, b.judge AS judge_2, a.judge_prompt AS prompt_1, b.judge_prompt AS prompt_2,
+           count(*) AS pairs, avg((a.choice = b.choice)::INT) AS agreement,
+           avg((a.choice = 'a')::INT) * avg((b.choice = 'a')::INT)
+           + avg((a.choice = 'b')::INT) * avg((b.choice = 'b')::INT)
+           + avg((a.choice = 'tie')::INT) * avg((b.choice = 'tie')::INT) AS by_chance
+    FROM verdicts a JOIN verdicts b ON a.pair_id = b.pair_id AND a.judge < b.judge
+    GROUP BY ALL
+)
+SELECT * EXCLUDE (by_chance), (agreement - by_chance) / nullif(1 - by_chance, 0) AS kappa FROM counted;
 
--- What every stage cost.
+-- What did every stage cost, and how fast was it, by model and engine?
 CREATE OR REPLACE VIEW cost AS
-SELECT stage, count(*) AS runs, sum(rows_written) AS rows_written, sum(rows_failed) AS rows_failed,
+SELECT stage, coalesce(config->>'$.model', config->>'$.settings.model') AS model, engine, count(*) AS runs,
+       sum(rows_written) AS rows_written, sum(rows_failed) AS rows_failed,
        sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out,
-       sum(epoch(ended_at - started_at)) AS seconds, sum(gpu_seconds) AS gpu_seconds
-FROM runs GROUP BY stage;
+       sum(epoch(ended_at - started_at)) AS seconds, sum(gpu_seconds) AS gpu_seconds,
+       sum(rows_written) FILTER (ended_at IS NOT NULL) / nullif(sum(epoch(ended_at - started_at)), 0) AS rows_per_s,
+       sum(tokens_in + tokens_out) FILTER (ended_at IS NOT NULL)
+       / nullif(sum(epoch(ended_at - started_at)), 0) AS tokens_per_s
+FROM runs GROUP BY ALL;
 
 -- Does the judge like the longer answer?
 CREATE OR REPLACE VIEW length_gap AS
@@ -94,8 +195,8 @@ JOIN responses c ON c.response_id = p.chosen
 JOIN responses r ON r.response_id = p.rejected
 GROUP BY p.judge, p.judge_prompt;
 
--- The training curve of every checkpoint, through all the runs that it took: a killed run goes on from its last saved
--- step, and what it trains a second time counts once.
+-- How did a model learn? The training curve of every checkpoint, through all the runs that it took: a killed run goes
+-- on from its last saved step, and what it trains a second time counts once.
 CREATE OR REPLACE VIEW learning_curves AS
 SELECT r.config->>'$.checkpoint_id' AS checkpoint_id, r.stage, s.step, s.metrics, s.run_id
 FROM steps s JOIN runs r USING (run_id)

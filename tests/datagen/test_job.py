@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.datagen.cli import estimate
 from vlm_rlaif.datagen.engine import Completion, Engine, Request, ScriptedEngine
+from vlm_rlaif.datagen.estimate import estimate
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import respond_stage
 from vlm_rlaif.datagen.respond import RespondStage
@@ -46,9 +46,9 @@ def live(what):
 
 class MortalWarehouse(Warehouse):
     @contextmanager
-    def visit(self, *, read_only=False):
+    def visit(self, **how):
         live("visit")
-        with super().visit(read_only=read_only) as connection:
+        with super().visit(**how) as connection:
             yield connection
 
 def answer(request):
@@ -226,7 +226,7 @@ def test_an_estimate_counts_what_a_run_would_do(work: Work, asked: Warehouse, st
     work(answer_no_colours, limit=10)
 
     def rows(**options: Any) -> str:
-        return estimate(asked, stage, **options).split(" would")[0]
+        return str(estimate(asked, stage, **options)).split(" would")[0]
 
     assert rows() == "respond: 2 rows"
     assert rows(retry_failed=True) == "respond: 8 rows"

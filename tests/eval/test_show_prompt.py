@@ -40,7 +40,7 @@ def test_a_judges_row_is_found_in_whichever_arm_it_is(
     paired: Warehouse, recipe: Recipe, recipe_file: Path, command: Any
 ) -> None:
     for arm in ("context", "none"):
-        row = label_stage(recipe, arm).pending(paired)[-1]["row_id"]
+        row = list(label_stage(recipe, arm).pending(paired))[-1]["row_id"]
         shown = command("show-prompt", paired.path, "label", "--recipe", recipe_file, "--row", row)
         assert row in shown.out and ("a cat sleeps" in shown.out) == (arm == "context")
 

@@ -15,9 +15,10 @@ import pytest
 
 from vlm_rlaif.datagen.clip import clip
 from vlm_rlaif.warehouse.config import Clips
-from vlm_rlaif.warehouse.intake.add import add_videos, split_of
+from vlm_rlaif.warehouse.intake.add import add_videos
+from vlm_rlaif.warehouse.intake.arrivals import split_of
 from vlm_rlaif.warehouse.media.video import hash_file
-from vlm_rlaif.warehouse.records import Video
+from vlm_rlaif.warehouse.records import Removal, Video
 from vlm_rlaif.warehouse.store import Warehouse
 
 Command = Any
@@ -25,11 +26,11 @@ Command = Any
 # The console command, which gets a signal when it probes its third video.
 STOPPED_COMMAND = """
 import os, signal, sys
-from vlm_rlaif.warehouse.intake import add
+from vlm_rlaif.warehouse.intake import arrivals
 from vlm_rlaif.warehouse.cli import main
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
-number, probe, probed = int(sys.argv.pop(1)), add.probe, []
+number, probe, probed = int(sys.argv.pop(1)), arrivals.probe, []
 
 def mortal_probe(path):
     probed.append(path)
@@ -37,7 +38,7 @@ def mortal_probe(path):
         os.kill(os.getpid(), number)
     return probe(path)
 
-add.probe = mortal_probe
+arrivals.probe = mortal_probe
 main()
 """
 
@@ -67,6 +68,10 @@ def runs(warehouse: Warehouse) -> int:
     return int(warehouse.value("SELECT count(*) FROM runs"))
 
 
+def places(warehouse: Warehouse) -> set[str]:
+    return {row["uri"] for row in warehouse.rows("SELECT uri FROM video_files")}
+
+
 # What becomes a row
 
 
@@ -76,7 +81,7 @@ def test_videos_are_known_by_their_bytes(warehouse: Warehouse, shapes_folder: Pa
     shutil.copy(shapes_folder / "0.mp4", folder / "twin.MP4")
     (folder / "notes.txt").write_text("not a video")
     assert add_videos(warehouse, folder).written == 3
-    assert add_videos(warehouse, shapes_folder).run_id is None
+    assert add_videos(warehouse, folder).run_id is None
     for row in warehouse.rows("SELECT * FROM videos"):
         assert row["video_id"] == hash_file(warehouse.video_path(row["uri"]))
         assert (row["status"], row["fps"], row["width"], row["height"]) == ("ok", 12.0, 32, 32)
@@ -126,7 +131,7 @@ def test_an_unreadable_file_is_a_row_that_says_why_and_ends_with_3(
     result = command("add", warehouse.path, mine)
     assert result.code == 3
     assert "unreadable: " in result.err and "mine/broken.mp4: " in result.err
-    assert "add: 4 rows written" in result.out
+    assert "add: 4 videos written" in result.out
     assert warehouse.value("SELECT status FROM videos WHERE uri = 'mine/broken.mp4'") != "ok"
     assert clip(warehouse, Clips(parts=1)).written == 3
 
@@ -152,12 +157,12 @@ def test_a_file_that_cannot_be_a_row_does_not_stop_the_others(
     (mine / "1 leads nowhere.mp4").symlink_to(mine / "gone.mp4")
     (mine / "a folder.mp4").mkdir()
     result = command("add", warehouse.path, mine)
-    assert (result.code, result.out) == (3, "add: 3 rows written, 2 failed\n")
+    assert (result.code, result.out) == (3, "add: 3 videos written, 2 failed\n")
     assert result.err.splitlines() == [
         f"unreadable: {mine}/1 leads nowhere.mp4: No such file or directory.",
         f"unreadable: {mine}/\\xff.mp4: its name is not UTF-8.",
     ]
-    assert warehouse.rows("SELECT rows_written, rows_failed FROM runs") == [{"rows_written": 3, "rows_failed": 2}]
+    assert warehouse.rows("SELECT rows_written, rows_failed FROM runs") == [{"rows_written": 6, "rows_failed": 2}]
 
 
 # Rows that stand
@@ -167,18 +172,27 @@ def test_a_video_that_has_moved_is_found_again(warehouse: Warehouse, command: Co
     add_videos(warehouse, mine)
     mine.rename(mine.with_name("yours"))
     result = command("add", warehouse.path, mine.with_name("yours"))
-    assert (result.code, result.out) == (0, "add: 0 rows written, 3 found at a new place\n")
+    assert (result.code, result.out) == (0, "add: 0 videos written, 3 found at a new place\n")
     found = warehouse.rows("SELECT uri, source FROM videos ORDER BY uri")
     assert found == [{"uri": f"yours/{n}.mp4", "source": "yours"} for n in range(3)]
+    assert places(warehouse) == {f"yours/{n}.mp4" for n in range(3)}, "the old places are gone"
     assert command("add", warehouse.path, mine.with_name("yours")).out == "add: nothing to do\n"
-    assert runs(warehouse) == 1
+    assert runs(warehouse) == 2
 
 
-def test_a_copy_of_a_video_that_is_still_there_moves_nothing(warehouse: Warehouse, mine: Path) -> None:
-    add_videos(warehouse, mine)
+def test_a_copy_of_a_video_that_is_still_there_is_a_further_place(
+    warehouse: Warehouse, command: Command, mine: Path
+) -> None:
+    shutil.copy(mine / "0.mp4", mine / "twin.mp4")
+    result = command("add", warehouse.path, mine)
+    assert result.out == "add: 3 videos written, 1 seen at a further place\n"
     shutil.copytree(mine, mine.with_name("copy"))
-    assert add_videos(warehouse, mine.with_name("copy")).moved == 0
+    result = command("add", warehouse.path, mine.with_name("copy"))
+    assert result.out == "add: 0 videos written, 4 seen at a further place\n"
     assert warehouse.value("SELECT count(*) FROM videos WHERE uri LIKE 'mine/%'") == 3
+    names = ("0.mp4", "1.mp4", "2.mp4", "twin.mp4")
+    assert places(warehouse) == {f"{folder}/{name}" for folder in ("mine", "copy") for name in names}
+    assert command("add", warehouse.path, mine.with_name("copy")).out == "add: nothing to do\n"
 
 
 def test_videos_that_have_swapped_their_names_are_told_apart(warehouse: Warehouse, mine: Path) -> None:
@@ -187,14 +201,39 @@ def test_videos_that_have_swapped_their_names_are_told_apart(warehouse: Warehous
         (mine / old).rename(mine / new)
     assert add_videos(warehouse, mine).moved == 2
     assert all_lie_where_their_rows_say(warehouse)
+    for row in warehouse.rows("SELECT video_id, uri FROM video_files"):
+        assert row["video_id"] == hash_file(warehouse.video_path(row["uri"]))
 
 
 def test_a_video_that_was_unreadable_gets_another_chance(warehouse: Warehouse, command: Command, mine: Path) -> None:
     warehouse.append([row(mine / "0.mp4", status="0.mp4: decoding took longer than it may.")])
     result = command("add", warehouse.path, mine)
-    assert (result.code, result.out, result.err) == (0, "add: 2 rows written, 1 readable now\n", "")
+    assert (result.code, result.out, result.err) == (0, "add: 2 videos written, 1 readable now\n", "")
     (found,) = warehouse.rows("SELECT status, width, duration_s FROM videos WHERE source = 'theirs'")
     assert found["status"] == "ok" and found["width"] == 32 and found["duration_s"] > 0
+
+
+# Videos that were taken out
+
+
+def test_a_video_that_was_taken_out_stays_out_until_it_is_taken_back(
+    warehouse: Warehouse, command: Command, mine: Path
+) -> None:
+    removed = Removal(
+        video_id=hash_file(mine / "1.mp4"), uri="mine/1.mp4", reason="faces", rows_removed=7, run_id="test"
+    )
+    warehouse.append([removed])
+    for said in ("add: 2 videos written, 1 taken out before\n", "add: 0 videos written, 1 taken out before\n"):
+        result = command("add", warehouse.path, mine)
+        assert (result.code, result.out) == (0, said)
+    why, taken_back = result.err.splitlines()
+    assert why == f"left out: {mine}/1.mp4: its video {removed.video_id} was taken out. To take it back:"
+    assert taken_back == f"vlm-rlaif add {warehouse.path} {mine}/1.mp4 --again"
+    assert runs(warehouse) == 1
+    assert command(*taken_back.split()[1:]).out == "add: 1 video written\n"
+    assert warehouse.value("SELECT count(*) FROM removals") == 0
+    assert command("add", warehouse.path, mine).out == "add: nothing to do\n"
+    assert warehouse.value("SELECT count(*) FROM videos") == 3
 
 
 # Interruption
@@ -208,7 +247,7 @@ def test_an_interrupted_add_keeps_what_it_has_probed(
     assert subprocess.run(command, capture_output=True).returncode == code
     assert add_videos(warehouse, mine).written == 1
     ended = warehouse.rows("SELECT status, rows_written FROM runs ORDER BY started_at")
-    assert [tuple(run.values()) for run in ended] == [("interrupted", 2), ("done", 1)]
+    assert [tuple(run.values()) for run in ended] == [("interrupted", 4), ("done", 2)], "a video and its place"
     assert all_lie_where_their_rows_say(warehouse)
 
 

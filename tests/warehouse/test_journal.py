@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -193,3 +194,62 @@ def test_a_journal_that_ends_while_it_is_found_is_passed_over(warehouse: Warehou
     warehouse.journal_folder.mkdir(exist_ok=True)
     (warehouse.journal_folder / "gone.jsonl").symlink_to(warehouse.folder / "nothing")
     assert replay(warehouse) == 0
+
+
+def test_a_merge_empties_the_journal_so_that_it_stays_small(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "MERGE_S", 0.0)
+    with closing(Journal(warehouse, "r")) as mine:
+        assert mine.append([caption("a")]) and mine.append([caption("b")])
+        assert mine.path.read_text() == "" and captions(warehouse) == ["a", "b"]
+        monkeypatch.setattr(journal, "MERGE_S", 60.0)
+        assert not mine.append([caption("c")])
+        assert json.loads(mine.path.read_text())["row"]["caption_id"] == "c"
+
+
+def test_a_killed_run_counts_the_rows_that_were_merged_before(warehouse: Warehouse) -> None:
+    warehouse.append([run("dead"), dataclasses.replace(caption("merged"), run_id="dead")])
+    die(warehouse)
+    replay(warehouse)
+    assert warehouse.rows("SELECT rows_written FROM runs") == [{"rows_written": 4}]
+
+
+def test_a_long_journal_is_replayed_in_parts(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "REPLAY_ROWS", 2)
+    die(warehouse)
+    assert replay(warehouse) == 3
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.journal import Journal, replay
+from vlm_rlaif.warehouse.records import Caption
+from vlm_rlaif.warehouse.store import Warehouse
+
+warehouse = Warehouse(Path(sys.argv[1]))
+journal = Journal(warehouse, "full")
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    for n in range(1000):
+        journal.append([Caption(caption_id=f"{n:04}", clip_id="c", spec_id="s", text="t" * 100, run_id="full")])
+except UserError as error:
+    print(n, error)
+"""
+
+
+def test_a_full_disk_is_told_in_words_and_what_was_finished_is_kept(warehouse: Warehouse) -> None:
+    """A limit on the size of files stands for the full disk."""
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(warehouse.path)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    done, said = ended.stdout.split(" ", 1)
+    assert "cannot be written: File too large" in said and "what is finished is kept" in said
+    assert replay(warehouse) == int(done) == len(captions(warehouse)) > 50
+
+
+def test_a_job_that_cannot_write_beside_its_warehouse_says_so(warehouse: Warehouse) -> None:
+    warehouse.journal_folder.write_text("in the way")
+    with pytest.raises(UserError, match=r"cannot be made: File exists"), only_one(warehouse, "caption"):
+        pass

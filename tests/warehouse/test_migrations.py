@@ -15,8 +15,8 @@ from vlm_rlaif.warehouse.records import RECORDS, Clip, Record, primary_key
 from vlm_rlaif.warehouse.store import Warehouse
 
 VIEWS = (
-    "cost", "judge_bias", "label_agreement", "learning_curves", "length_gap", "lineage", "open_failures",
-    "preferences",
+    "conflicts", "cost", "dataset_preferences", "judge_bias", "label_agreement", "learning_curves",
+    "length_gap", "lineage", "open_failures", "pending_work", "policy_lineage", "preferences",
 )  # fmt: skip
 SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", datetime: "TIMESTAMP", list[str]: "VARCHAR[]"}
 FIXTURES = Path(__file__).parents[1] / "fixtures"

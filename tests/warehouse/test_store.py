@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
+import sys
 import threading
 from datetime import datetime
 from pathlib import Path
@@ -15,8 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm_rlaif.warehouse import schema
 from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
-from vlm_rlaif.warehouse.records import Clip, Context, Failure, Pair, Record, Run, Spec, row_id
+from vlm_rlaif.warehouse.records import Clip, Context, Failure, Pair, Run, Spec, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
 SPEC = {
@@ -28,6 +31,10 @@ texts = st.lists(st.text(max_size=5), max_size=4)
 
 def clip(number: int, run_id: str = "run") -> Clip:
     return Clip(clip_id=f"c{number}", video_id="v", start_s=0.0, end_s=number + 1.0, method="m", run_id=run_id)
+
+
+def failure(attempt: int) -> Failure:
+    return Failure(row_id="x", stage="s", attempt=attempt, kind="empty", message="", reply=None, run_id="r")
 
 
 def spec_id(**changes: object) -> str:
@@ -53,10 +60,7 @@ def test_the_first_row_of_an_id_stands(warehouse: Warehouse) -> None:
 
 
 def test_a_failure_is_known_by_its_row_and_its_attempt(warehouse: Warehouse) -> None:
-    tries: list[Record] = [
-        Failure(row_id="x", stage="s", attempt=n, kind="empty", message="", reply=None, run_id="r") for n in (1, 2, 2)
-    ]
-    assert warehouse.append(tries) == 2
+    assert warehouse.append([failure(1), failure(2), failure(2)]) == 2
 
 
 def test_rows_of_several_tables_are_written_together_or_not_at_all(warehouse: Warehouse) -> None:
@@ -167,3 +171,60 @@ def test_threads_take_turns(warehouse: Warehouse) -> None:
 def test_a_video_inside_the_folder_is_found_after_the_folder_moves(warehouse: Warehouse, tmp_path: Path) -> None:
     assert warehouse.video_path("videos/a.mp4") == tmp_path / "videos/a.mp4"
     assert warehouse.video_path("/elsewhere/a.mp4") == Path("/elsewhere/a.mp4")
+
+
+def test_rows_may_come_as_an_arrow_table_with_its_columns_in_any_order(warehouse: Warehouse) -> None:
+    clips = [clip(1), clip(2)]
+    table = schema.to_arrow(clips)
+    assert warehouse.append_table("clips", table.select(table.column_names[::-1])) == 2
+    assert warehouse.append(clips) == 0
+    assert warehouse.append_table("clips", schema.to_arrow([clip(2), clip(3)])) == 1
+
+
+def test_arrow_rows_without_a_column_that_must_be_there_are_refused_whole(warehouse: Warehouse) -> None:
+    with pytest.raises(duckdb.ConstraintException):
+        warehouse.append_table("clips", schema.to_arrow([clip(1)]).drop_columns(["method"]))
+    assert warehouse.value("SELECT count(*) FROM clips") == 0
+
+
+def test_unknown_rows_are_those_whose_keys_do_not_stand(warehouse: Warehouse) -> None:
+    warehouse.append([clip(1), failure(1)])
+    asked = [clip(1), clip(2), failure(1), failure(2)]
+    assert warehouse.unknown(asked) == [asked[1], asked[3]]
+    assert warehouse.unknown([]) == []
+
+
+TOO_BIG = """
+import resource, sys
+from pathlib import Path
+from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.records import Caption
+from vlm_rlaif.warehouse.store import Warehouse
+
+warehouse = Warehouse(Path(sys.argv[1]))
+rows = [Caption(caption_id=str(n), clip_id="c", spec_id="s", text=str(n) * 500, run_id="r") for n in range(20_000)]
+warehouse.append(rows[:10])
+resource.setrlimit(resource.RLIMIT_FSIZE, (warehouse.path.stat().st_size + 100_000, resource.RLIM_INFINITY))
+try:
+    warehouse.append(rows)
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_disk_that_is_full_while_rows_are_written_is_told_in_words_and_nothing_is_half_written(
+    warehouse: Warehouse,
+) -> None:
+    """A limit on the size of files stands for the full disk."""
+    ended = subprocess.run([sys.executable, "-c", TOO_BIG, str(warehouse.path)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "could not be written" in ended.stdout and "Make room on the disk" in ended.stdout
+    assert warehouse.value("SELECT count(*) FROM captions") == 10
+
+
+def test_a_damaged_file_is_told_in_words(warehouse: Warehouse) -> None:
+    damaged = bytearray(warehouse.path.read_bytes())
+    damaged[8:4096] = bytes(len(damaged[8:4096]))
+    warehouse.path.write_bytes(damaged)
+    with pytest.raises(UserError, match="cannot be opened"):
+        Warehouse.open(warehouse.path)

@@ -1,0 +1,157 @@
+"""What the warehouse costs at size, as ratios against the plain way in one run.
+
+    python benchmarks/warehouse.py [--only append pending ...] [--small]
+
+`append`: `Warehouse.append_table` against a bare DuckDB insert of the same Arrow columns [append_ratio].
+`pending`: start-up of the label stage on 10 M labels, and its memory [pending_10m_s, stage_memory_gb].
+`show`, `sql`, `export`, `kills`, `decode`: see the benchmarks of these names beside this one.
+Writes `benchmarks/results/warehouse.json`; `--small` divides the sizes by a hundred, to try it, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+sys.path.insert(0, str(Path(__file__).parent))  # the other benchmarks
+
+from big_warehouse import make
+
+from vlm_rlaif.feedback.label import LabelStage
+from vlm_rlaif.warehouse import Warehouse, schema
+from vlm_rlaif.warehouse.config import Frames, Labeling
+from vlm_rlaif.warehouse.records import Label, Spec
+from vlm_rlaif.warehouse.store import CONFIG
+
+RESULTS = Path(__file__).parent / "results" / "warehouse.json"
+REPEATS = 3
+Figures = dict[str, dict[str, Any]]
+
+
+def figure(values: list[float], unit: str) -> dict[str, Any]:
+    """The median of repetitions, and their range."""
+    return {
+        "value": statistics.median(values), "low": min(values), "high": max(values), "n": len(values), "unit": unit,
+    }  # fmt: skip
+
+
+def label_columns(rows: int) -> pa.Table:
+    """Labels with replies of 500 characters, as Arrow columns."""
+    with duckdb.connect() as connection:
+        return (
+            connection.sql(
+                f"""SELECT left(md5('l' || i), 20) AS label_id, left(md5('p' || i // 2), 20) AS pair_id,
+                'judge' AS spec_id,
+                left(md5('c' || i // 16), 20) AS context_id, 
+                CASE i % 2 WHEN 0 THEN 'ab' ELSE 'ba' END AS shown_order,
+                0::BIGINT AS vote, CASE i % 3 WHEN 0 THEN 'a' ELSE 'b' END AS choice, 0.5 AS p_a, 0.1 AS p_tie,
+                left(repeat(md5('r' || i), 16), 500) AS reply, 0::BIGINT AS cached_tokens, 'run' AS run_id
+                FROM range({rows}) t(i)"""
+            )
+            .to_arrow_table()
+            .cast(schema.arrow_schema(Label))
+        )
+
+
+def append(rows: int) -> Figures:
+    """Rows a second through the warehouse, over those of DuckDB alone; opening and closing included, in turns."""
+    columns, ratios, speeds = label_columns(rows), [], []
+    for _ in range(REPEATS):
+        with tempfile.TemporaryDirectory() as folder:
+            with duckdb.connect(f"{folder}/bare.duckdb", config=CONFIG) as bare:
+                bare.register("columns", columns)
+                bare.execute("CREATE TABLE labels AS SELECT * FROM columns LIMIT 0")
+            started = time.monotonic()
+            with duckdb.connect(f"{folder}/bare.duckdb", config=CONFIG) as bare:
+                bare.register("columns", columns)
+                bare.execute("INSERT INTO labels SELECT * FROM columns")
+            bare_s = time.monotonic() - started
+            warehouse = Warehouse.create(f"{folder}/w.duckdb")
+            started = time.monotonic()
+            assert warehouse.append_table("labels", columns) == rows
+            ours_s = time.monotonic() - started
+        ratios.append(bare_s / ours_s)
+        speeds.append(rows / ours_s)
+    return {"append_ratio": figure(ratios, "ratio"), "append_rows_per_s": figure(speeds, "rows/s")}
+
+
+def label_stage(warehouse: Warehouse) -> LabelStage:
+    """The first judge of a big warehouse."""
+    specs = {(row["stage"], row["prompt"]): row for row in warehouse.rows("FROM specs")}
+    return LabelStage(
+        Labeling(model="big/model", prompt="judge_v1", context_prompt="judge_context_v1", frames=Frames(count=8)),
+        Spec(**specs["label", "judge_context_v1"]), specs["respond", "respond_v1"]["spec_id"], None,
+        specs["context", "context_v1"]["spec_id"],
+    )  # fmt: skip
+
+
+def _find_pending(path: Path) -> tuple[int, float, float]:
+    warehouse = Warehouse.open(path)
+    stage = label_stage(warehouse)
+    started = time.monotonic()
+    pending = stage.pending(warehouse)
+    took_s = time.monotonic() - started
+    return len(pending), took_s, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+
+
+def pending(path: Path) -> Figures:
+    """Seconds until a stage knows its work, where 1,000 labels are missing, each time in a new process."""
+    warehouse = Warehouse.open(path)
+    warehouse.execute(
+        "DELETE FROM labels WHERE label_id IN (SELECT label_id FROM labels WHERE spec_id = ? LIMIT 1000)",
+        [label_stage(warehouse).spec.spec_id],
+    )
+    context = multiprocessing.get_context("spawn")
+    found = []
+    for _ in range(REPEATS):
+        with context.Pool(1) as pool:
+            found.append(pool.apply(_find_pending, (path,)))
+    assert {rows for rows, _, _ in found} == {1000}
+    return {
+        "pending_10m_s": figure([took_s for _, took_s, _ in found], "s"),
+        "stage_memory_gb": figure([memory for _, _, memory in found], "GB"),
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--only", nargs="+", help="Parts to run; all when left out.")
+    arguments.add_argument("--small", action="store_true", help="A hundredth of the rows; writes no results.")
+    given = arguments.parse_args()
+    scale = 100 if given.small else 1
+    figures: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts(Path(folder), scale).items():
+            if given.only is None or name in given.only:
+                figures |= part()
+                print(json.dumps(figures, indent=1), flush=True)
+    if not given.small:
+        RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+
+
+def parts(folder: Path, scale: int) -> dict[str, Callable[[], Figures]]:
+    """Every part of this benchmark, by name."""
+
+    def big() -> Path:
+        path = folder / "big.duckdb"
+        if not path.exists():
+            make(path, 10_000_000 // scale)
+        return path
+
+    return {"append": lambda: append(1_000_000 // scale), "pending": lambda: pending(big())}
+
+
+if __name__ == "__main__":
+    main()
