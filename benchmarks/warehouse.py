@@ -4,7 +4,7 @@
 
 `append`: `Warehouse.append_table` against a bare DuckDB insert of the same Arrow columns [append_ratio].
 `pending`: start-up of the label stage on 10 M labels, and its memory [pending_10m_s, stage_memory_gb].
-`show`, `sql`, `export`, `kills`, `decode`: see the benchmarks of these names beside this one.
+`sql`, `export`, `kills`, `decode`: the benchmarks of these names beside this one, each in a process of its own.
 Writes `benchmarks/results/warehouse.json`; `--small` divides the sizes by a hundred, to try it, and writes nothing.
 """
 
@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -125,20 +126,28 @@ def pending(path: Path) -> Figures:
     }
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--only", nargs="+", help="Parts to run; all when left out.")
-    arguments.add_argument("--small", action="store_true", help="A hundredth of the rows; writes no results.")
-    given = arguments.parse_args()
-    scale = 100 if given.small else 1
-    figures: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, part in parts(Path(folder), scale).items():
-            if given.only is None or name in given.only:
-                figures |= part()
-                print(json.dumps(figures, indent=1), flush=True)
-    if not given.small:
-        RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+def of_script(name: str, *arguments: object) -> Figures:
+    """The figures among what another benchmark prints: JSON objects, one after the other."""
+    command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *map(str, arguments)]
+    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    found: Figures = {}
+    while said:
+        part, end = json.JSONDecoder().raw_decode(said)
+        found |= {key: value for key, value in part.items() if name == "kills" or "value" in value}
+        said = said[end:].strip()
+    return found
+
+
+def kills(number: int) -> Figures:
+    """`kill -9` at random moments: what was lost, doubled, paid twice, or different in the end."""
+    counted: dict[str, Any] = of_script("kills", "--kills", number)
+    counted["differing"] = len(counted["differing"])
+    return {
+        "kills" if name == "kills" else f"kills_{name}" if name in ("warehouses", "differing") else name: {
+            "value": count, "low": count, "high": count, "n": counted["kills"], "unit": "count",
+        }
+        for name, count in counted.items()
+    }  # fmt: skip
 
 
 def parts(folder: Path, scale: int) -> dict[str, Callable[[], Figures]]:
@@ -150,7 +159,31 @@ def parts(folder: Path, scale: int) -> dict[str, Callable[[], Figures]]:
             make(path, 10_000_000 // scale)
         return path
 
-    return {"append": lambda: append(1_000_000 // scale), "pending": lambda: pending(big())}
+    return {
+        "append": lambda: append(1_000_000 // scale),
+        "pending": lambda: pending(big()),
+        "sql": lambda: of_script("sql", "--labels", 1_000_000 // scale, "--show-warehouse", big()),
+        "export": lambda: of_script("export", "--preferences", 1_000_000 // scale),
+        "kills": lambda: kills(200 // min(scale, 10)),
+        "decode": lambda: of_script("decode", "--json"),
+    }
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--only", nargs="+", help="Parts to run; all when left out.")
+    arguments.add_argument("--small", action="store_true", help="A hundredth of the rows; writes no results.")
+    given = arguments.parse_args()
+    figures: Figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts(Path(folder), 100 if given.small else 1).items():
+            if given.only is not None and name not in given.only:
+                continue
+            found = part()
+            print(json.dumps({name: found}, indent=1), flush=True)
+            figures |= found
+            if not given.small:
+                RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("warehouse", "datagen", "feedback", "train", "eval")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PAGES = ("README.md", "CONTRIBUTING.md", "docs/architecture.md")
+PAGES = ("README.md", "CONTRIBUTING.md", *(f"docs/{page.name}" for page in sorted((ROOT / "docs").glob("*.md"))))
 SOURCES = [file for floor in FLOORS for file in sorted((ROOT / floor).rglob("*.py"))]
 LONGEST = 400
 NOT_FOR_READERS = re.compile(rf"\b({'TO' + 'DO'}|{'FIX' + 'ME'})\b|(?<!\w){'shared' + '/'}")
@@ -47,12 +47,16 @@ def table_of_commands() -> set[str]:
 
 
 def command_lines() -> list[str]:
-    """Every line of a code block that calls `vlm-rlaif`, in all pages."""
+    """Every command of a code block that calls `vlm-rlaif`, in all pages.
+
+    In a block with prompts the other lines are output. What the shell does with a command is left out.
+    """
     found = []
     for page in PAGES:
         for block in re.findall(r"^```\w*\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S):
-            lines = block.replace("\\\n", " ").splitlines()
-            found += [line.removeprefix("$ ") for line in lines if re.match(r"(\$ )?vlm-rlaif\b", line)]
+            text = block.replace("\\\n", " ")
+            prompt = r"^\$ " if "$ vlm-rlaif" in text else "^"
+            found += re.findall(rf'{prompt}(vlm-rlaif\b(?:[^"\n>|&]|"[^"]*")*)', text, re.M)
     return found
 
 
