@@ -5,7 +5,8 @@
 `append`: `Warehouse.append_table` against a bare DuckDB insert of the same Arrow columns [append_ratio].
 `pending`: start-up of the label stage on 10 M labels, and its memory [pending_10m_s, stage_memory_gb].
 `sql`, `export`, `kills`, `decode`: the benchmarks of these names beside this one, each in a process of its own.
-Writes `benchmarks/results/warehouse.json`; `--small` divides the sizes by a hundred, to try it, and writes nothing.
+Writes `benchmarks/results/warehouse.json` and the table of `benchmarks/README.md`. `--small` divides the sizes by a
+hundred, to try it, and writes nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +38,30 @@ from vlm_rlaif.warehouse.records import Label, Spec
 from vlm_rlaif.warehouse.store import CONFIG
 
 RESULTS = Path(__file__).parent / "results" / "warehouse.json"
+PAGE = Path(__file__).parent / "README.md"
+TARGETS = {
+    "append_ratio": ("1 M labels through `append_table`, over a bare DuckDB insert of the same columns", ">= 0.6"),
+    "append_rows_per_s": ("the same, labels a second", ""),
+    "pending_10m_s": ("the label stage finds 1,000 missing labels among 10 M", "< 5 s"),
+    "stage_memory_gb": ("peak memory of that process", ""),
+    "show_s": ("`show` of one pair among 10 M labels", "< 0.3 s"),
+    "show_other_ids_s": ("the same for labels whose ids another maker gave", ""),
+    "slowest_query_s": ("the slowest query of `docs/sql.md` at 1 M labels", "< 3 s"),
+    "export_peak_gb": (
+        "peak memory of freezing and exporting 1 M preferences to a Hugging Face data set",
+        "< 1.5 GB",
+    ),
+    "kills": ("`kill -9` at random moments of the generation and label stages", ">= 200"),
+    "lost": ("rows lost by them", "0"),
+    "duplicated": ("rows doubled, or requests paid twice beyond the one in flight", "0"),
+    "kills_differing": ("tables that differ from an undisturbed run", "0"),
+    "decode_ratio_8": ("decord's time over ours, 8 uniform frames, geometric mean over clips", ">= 1"),
+    "decode_ratio_32": ("the same, 32 frames", ">= 1"),
+    "decode_ratio_50": ("the same, 50 frames", ">= 1"),
+    "wrong_frames": ("wrong frames on the odd files", "0"),
+    "decord_wrong_frames": ("the same of decord, where it does not refuse the file", ""),
+}
+"""What a figure is, and what it should be."""
 REPEATS = 3
 Figures = dict[str, dict[str, Any]]
 
@@ -169,6 +194,27 @@ def parts(folder: Path, scale: int) -> dict[str, Callable[[], Figures]]:
     }
 
 
+def table(figures: Figures) -> str:
+    """The figures for people, those of `TARGETS` that have been measured."""
+    lines = ["| figure | value | range | n | target | what it is |", "|---|---|---|---|---|---|"]
+    for name, (meaning, target) in TARGETS.items():
+        if name in figures:
+            value, low, high = (f"{figures[name][key]:,.4g}" for key in ("value", "low", "high"))
+            unit, n = figures[name]["unit"], figures[name]["n"]
+            lines.append(f"| `{name}` | {value} {unit} | {low} to {high} | {n} | {target} | {meaning} |")
+    return "\n".join(lines)
+
+
+def write(figures: Figures) -> None:
+    """The results as JSON, and the table of this folder's page."""
+    RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split("<!-- warehouse:begin -->", 1)
+    _, after = rest.split("<!-- warehouse:end -->", 1)
+    marked = f"<!-- warehouse:begin -->\n{table(figures)}\n<!-- warehouse:end -->"
+    PAGE.write_text(before + marked + after, encoding="utf-8")
+
+
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--only", nargs="+", help="Parts to run; all when left out.")
@@ -183,7 +229,7 @@ def main() -> None:
             print(json.dumps({name: found}, indent=1), flush=True)
             figures |= found
             if not given.small:
-                RESULTS.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+                write(figures)
 
 
 if __name__ == "__main__":

@@ -38,14 +38,15 @@ class LabelStage:
     needs: str = "pairs, and with context a narrative of their videos (vlm-rlaif datagen pair, datagen context)"
 
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
+        missing = """
+            CREATE TEMP TABLE missing AS
+            SELECT p.pair_id, p.question_id, p.response_a, p.response_b, o.shown_order
+            FROM pairs p CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
+            WHERE $everything OR NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
+                AND l.spec_id = $spec AND l.shown_order = o.shown_order)
+            """
         return warehouse.stream(
             """
-            WITH missing AS MATERIALIZED (  -- narrow columns first: the words of millions of rows are not read
-                SELECT p.pair_id, p.question_id, p.response_a, p.response_b, o.shown_order
-                FROM pairs p CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
-                WHERE $everything OR NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
-                    AND l.spec_id = $spec AND l.shown_order = o.shown_order)
-            )
             SELECT m.pair_id, m.shown_order, q.text AS question, a.text AS text_a, b.text AS text_b,
                    v.video_id, v.uri, c.context_id, c.text AS context
             FROM missing m
@@ -58,14 +59,9 @@ class LabelStage:
               AND ($context IS NULL OR c.context_id IS NOT NULL)
             ORDER BY v.video_id, m.question_id, m.pair_id, m.shown_order
             """,
-            {
-                "context": self.context_spec,
-                "respond": self.respond_spec,
-                "ask": self.ask_spec,
-                "spec": self.spec.spec_id,
-                "everything": everything,
-            },
+            {"context": self.context_spec, "respond": self.respond_spec, "ask": self.ask_spec},
             row_id=self._label_id,
+            first=(missing, {"spec": self.spec.spec_id, "everything": everything}),
         )
 
     def _label_id(self, row: Row) -> str:

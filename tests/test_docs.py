@@ -11,6 +11,7 @@ import subprocess
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -142,18 +143,28 @@ def test_every_table_and_view_is_in_the_architecture() -> None:
     assert [name for name in (*schema.table_names(), *views) if f"`{name}`" not in ARCHITECTURE] == []
 
 
+def benchmark(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def test_the_results_of_the_readme_are_those_of_the_results_file() -> None:
     """Nobody typed them: the benchmark wrote the table, and would write it again."""
-    path = ROOT / "benchmarks" / "shapes_journey.py"
-    spec = importlib.util.spec_from_file_location("shapes_journey", path)
-    assert spec and spec.loader
-    benchmark = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(benchmark)
-    results = json.loads(benchmark.RESULTS.read_text(encoding="utf-8"))
+    journey = benchmark("shapes_journey")
+    results = json.loads(journey.RESULTS.read_text(encoding="utf-8"))
     assert all(set(figure) == {"value", "low", "high", "n", "unit"} for figure in results["figures"].values())
     (section,) = re.findall(r"^<!-- results:begin -->\n(.+)\n<!-- results:end -->$", README, re.M | re.S)
-    assert benchmark.readme_table(results) in section
+    assert journey.readme_table(results) in section
     assert section.count("REWARD HACKING") == sum("REWARD HACKING" in said for said in results["remarks"])
+
+
+def test_the_table_of_the_warehouse_is_that_of_its_results_file() -> None:
+    warehouse = benchmark("warehouse")
+    results = json.loads(warehouse.RESULTS.read_text(encoding="utf-8"))
+    assert warehouse.table(results) in warehouse.PAGE.read_text(encoding="utf-8")
 
 
 def test_the_sentence_about_the_demo_stands_between_its_marks() -> None:

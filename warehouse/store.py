@@ -38,6 +38,8 @@ CONFIG: dict[str, str | bool | int | float | list[str]] = {
 READ_ONLY = {**CONFIG, "enable_external_access": False, "lock_configuration": True}
 """A query sees this file and nothing else: no COPY TO, no ATTACH, no read_csv of other files."""
 PATIENCE_S = 30.0
+STREAM_MEMORY = "1GB"
+"""What DuckDB may hold in memory for a stream, above which it goes on in temporary files."""
 _one_visit_at_a_time = threading.RLock()
 
 
@@ -181,11 +183,18 @@ class Warehouse:
         parameters: Sequence[Any] | dict[str, Any] = (),
         *,
         row_id: Callable[[Row], str] | None = None,
-        memory_limit: str | None = None,
+        first: tuple[str, dict[str, Any]] | None = None,
+        memory_limit: str = STREAM_MEMORY,
     ) -> Spool:
-        """The result of a read-only query for reading slowly, in constant memory; `row_id` makes one more column."""
+        """The result of a read-only query for reading slowly, in constant memory; `row_id` makes one more column.
+
+        `first` is a statement with its parameters that makes a temporary table for the query: DuckDB joins well when
+        it knows how long a table is, and does not know how long a subquery will be.
+        """
         folder = self.journal_folder if self.journal_folder.is_dir() else Path(tempfile.gettempdir())
         with self.visit(read_only=True, memory_limit=memory_limit) as connection:
+            if first is not None:
+                connection.execute(*first)
             reader = connection.sql(sql, params=parameters or None).to_arrow_reader(BATCH_ROWS)
             return Spool(reader, folder, row_id)
 

@@ -14,15 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_rlaif.warehouse.errors import MissingExtra
+from vlm_rlaif.warehouse.media.container import open_box, packets_of
 from vlm_rlaif.warehouse.media.frames import Pixels, Sample, VideoError, centres, scale_by_area, span_of, start_of
-from vlm_rlaif.warehouse.media.reader import (
-    TOLERANCE_S,
-    Mode,
-    open_box,
-    open_reader,
-    packets_of,
-    read_through_if_lost,
-)
+from vlm_rlaif.warehouse.media.reader import TOLERANCE_S, Mode, open_reader, read_through_if_lost
 
 INEXACT_JUMPS = ("mpegts", "mpeg")
 

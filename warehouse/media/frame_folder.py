@@ -20,6 +20,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from vlm_rlaif.warehouse.media.container import decoder_of, require_regular
 from vlm_rlaif.warehouse.media.frames import (
     Pixels,
     Probe,
@@ -31,7 +32,7 @@ from vlm_rlaif.warehouse.media.frames import (
     stack,
     upright,
 )
-from vlm_rlaif.warehouse.media.reader import TOLERANCE_S, decoder_of, require_regular
+from vlm_rlaif.warehouse.media.reader import TOLERANCE_S
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 FPS = 1.0

@@ -9,11 +9,7 @@ through without either.
 from __future__ import annotations
 
 import bisect
-import errno
 import math
-import os
-import stat
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,11 +18,10 @@ from typing import Any, Literal, TypeVar
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
-from av.video.codeccontext import VideoCodecContext
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 
+from vlm_rlaif.warehouse.media.container import decoder_of, open_box, packets_of
 from vlm_rlaif.warehouse.media.frames import Pixels, VideoError, upright
 
 Mode = Literal["auto", "seek", "read"]
@@ -36,31 +31,11 @@ SKIPPABLE = {"h264"}
 """Codecs in which a frame marked as no reference is one: in HEVC it may serve a higher layer of time."""
 TOLERANCE_S = 1e-6
 """A frame that starts this little after a target counts as on display at it."""
-STALLED_S = 10.0
-"""Longest wait for the file to be opened, or for one packet."""
-CONTAINERS = "mov,matroska,avi,mpegts,mpeg,mpegvideo,flv,ogg,gif,asf,h264,hevc,m4v,ivf,obu,mxf,nut,rm,wtv,dv,vc1,vvc"
-"""Playlists are not read: they name other files, and addresses in the network."""
-OPTIONS = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-LARGEST_FRAME = 2**26
-"""Pixels; 8K fits. A header of a few bytes can promise a frame that no memory holds."""
-KINDS = {
-    stat.S_ISDIR: "a folder", stat.S_ISFIFO: "a named pipe", stat.S_ISSOCK: "a socket",
-    stat.S_ISCHR: "a device", stat.S_ISBLK: "a device",
-}  # fmt: skip
 T = TypeVar("T")
 
 
 class Lost(Exception):
     """A shortcut did not lead where it should: this file must be read through."""
-
-
-def require_regular(path: Path) -> os.stat_result:
-    """The file's status; an OSError when it is none: a pipe or a device may never end."""
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        what = next((name for is_kind, name in KINDS.items() if is_kind(found.st_mode)), "something else")
-        raise OSError(None, f"it is {what}, not a file")
-    return found
 
 
 def read_through_if_lost(visit: Callable[[Mode], T], mode: Mode) -> T:
@@ -72,64 +47,10 @@ def read_through_if_lost(visit: Callable[[Mode], T], mode: Mode) -> T:
 
 
 @contextmanager
-def open_box(path: Path, deadline: float) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """A file and its video. Raises `VideoError` about anything that is wrong with it, later too."""
-    wait_s: Any = (max(0.1, min(STALLED_S, deadline - time.monotonic())),) * 2
-    try:
-        require_regular(path)
-        # An absolute path, because a name may look like a protocol; and a title need not be UTF-8.
-        with av.open(
-            os.path.abspath(path), container_options=OPTIONS, timeout=wait_s, metadata_errors="replace"
-        ) as box:  # fmt: skip
-            streams = [stream for stream in box.streams.video if not stream.disposition & Disposition.attached_pic]
-            if not streams:
-                raise VideoError(f"{path}: there is no video stream in it.")
-            yield box, streams[0]
-    except av.error.ExitError:
-        raise late(path) from None
-    except (av.error.FFmpegError, OSError) as error:
-        unknown = "it is a kind of file that is not read." if error.errno == errno.EINVAL else ""
-        raise VideoError(f"{path}: {unknown or error.strerror or error}") from error
-
-
-@contextmanager
 def open_reader(path: Path, deadline: float, mode: Mode, threads: int) -> Iterator[Reader]:
     """A reader at the first frame; raises as `open_box` does."""
     with open_box(path, deadline) as (box, stream):
         yield Reader(box, stream, path, deadline=deadline, mode=mode, threads=threads)
-
-
-def packets_of(box: InputContainer, stream: VideoStream, path: Path, deadline: float) -> Iterator[av.Packet[Any]]:
-    """What the file holds of a stream, in its order. PyAV stumbles over streams that begin later in the file."""
-    packets = box.demux()
-    while True:
-        if time.monotonic() > deadline:
-            raise late(path)
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except IndexError:
-            packets = box.demux()
-            continue
-        if packet.stream.index == stream.index:
-            yield packet
-
-
-def late(path: Path) -> VideoError:
-    """What is said about a file that is not done in time."""
-    return VideoError(f"{path}: reading it took longer than it may.")
-
-
-def decoder_of(stream: VideoStream, path: Path) -> VideoCodecContext:
-    """The stream's decoder, which refuses frames that are too big."""
-    decoder: VideoCodecContext | None = stream.codec_context
-    if decoder is None:
-        raise VideoError(f"{path}: nothing here decodes its video.")
-    if decoder.width * decoder.height > LARGEST_FRAME:
-        raise VideoError(f"{path}: frames of {decoder.width} x {decoder.height} pixels are not read.")
-    decoder.options = {"max_pixels": str(LARGEST_FRAME)}  # also when they grow on the way
-    return decoder
 
 
 class _Timetable:

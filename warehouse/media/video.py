@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from vlm_rlaif.warehouse.media import frame_folder
+from vlm_rlaif.warehouse.media.container import require_regular
 from vlm_rlaif.warehouse.media.frames import (
     Pixels,
     Probe,
@@ -29,7 +30,7 @@ from vlm_rlaif.warehouse.media.frames import (
     stack,
     start_of,
 )
-from vlm_rlaif.warehouse.media.reader import Mode, Reader, open_reader, read_through_if_lost, require_regular
+from vlm_rlaif.warehouse.media.reader import Mode, Reader, open_reader, read_through_if_lost
 
 __all__ = [
     "SAMPLER_VERSION", "Mode", "Probe", "Sample", "VideoError", "content_id", "hash_file", "probe", "sample",
