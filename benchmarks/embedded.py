@@ -1,10 +1,11 @@
 """What the embedded checkpoints can do, on fresh samples of the shapes world.
 
-    python benchmarks/embedded.py [--samples 1000]
+    python benchmarks/embedded.py [--samples 1000] [--models DIR]
 
 Exact match of captions, answers and verdicts, with 95 % intervals; answers and verdicts also by kind of question. The
 policy start, which is flawed on purpose, is measured on captions and answers against the same references. Writes
-`benchmarks/results/embedded.json`, from which the model card quotes.
+`benchmarks/results/embedded.json`, from which the model card quotes; for the models of a rebuild (`--models`), as
+`vlm-rlaif train embedded --into DIR` makes them, `embedded_rebuilt.json`.
 """
 
 from __future__ import annotations
@@ -46,9 +47,8 @@ def right(model: Any, tokenizer: Any, samples: list[Sample]) -> list[bool]:
     return found
 
 
-def measure(role: str, task: str, count: int) -> dict[str, Estimate]:
+def measure(folder: Path, role: str, task: str, count: int) -> dict[str, Estimate]:
     """Accuracy of one task, over all samples and by the first words of the question."""
-    folder = models.resolve(f"embedded:{role}")
     model, tokenizer = load_model(folder, "cpu"), Encoder.load(folder).tokenizer
     rng = random.Random(f"measure/{task}")
     samples = [make_sample(rng, task) for _ in range(count)]
@@ -68,17 +68,19 @@ def measure(role: str, task: str, count: int) -> dict[str, Estimate]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--models", type=Path, help="a rebuild; the shipped models when left out")
     options = parser.parse_args()
     torch.set_num_threads(1)
     figures: dict[str, Estimate] = {}
     for role, tasks in TASKS.items():
+        folder = options.models / role if options.models else models.resolve(f"embedded:{role}")
         for task in tasks:
-            figures |= measure(role, task, options.samples)
+            figures |= measure(folder, role, task, options.samples)
     for name, estimate in figures.items():
         print(f"{name:48} {estimate}")
-    RESULTS.parent.mkdir(exist_ok=True)
     as_json = {name: estimate.as_json() for name, estimate in figures.items()}
-    RESULTS.write_text(json.dumps(as_json, indent=1) + "\n", encoding="utf-8")
+    results = RESULTS.with_name("embedded_rebuilt.json") if options.models else RESULTS
+    results.write_text(json.dumps(as_json, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

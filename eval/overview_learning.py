@@ -17,16 +17,15 @@ from vlm_rlaif.warehouse.store import Warehouse
 
 
 def overview(warehouse: Warehouse, recipe: Recipe, engine: str = "auto") -> list[Line]:
-    """A line for every stage of a recipe, all of one moment: nobody writes while they are counted."""
+    """A line for every stage of a recipe. Jobs may go on writing while rows are counted."""
     made = Overview(warehouse, recipe, engine)
-    with warehouse.visit(read_only=True):  # the many visits within this one cost nothing
-        made.generate()
-        if recipe.sft is not None:
-            _fine_tune(made)
-        made.answer_and_judge()
-        policy = _learn(made) if recipe.reward is not None else None
-        if recipe.evaluate is not None and recipe.respond is not None:
-            _evaluate(made, recipe.evaluate, policy)
+    made.generate()
+    if recipe.sft is not None:
+        _fine_tune(made)
+    made.answer_and_judge()
+    policy = _learn(made) if recipe.reward is not None else None
+    if recipe.evaluate is not None and recipe.respond is not None:
+        _evaluate(made, recipe.evaluate, policy)
     return made.lines
 
 

@@ -113,7 +113,7 @@ def ppo(
 @click.option("--into", type=click.Path(path_type=Path), required=True, help="Folder to train into.")
 @click.option("--processes", default=2, show_default=True, help="Processes of one thread each.")
 def embedded(into: Path, processes: int) -> None:
-    """Rebuild the embedded models from nothing (about two hours on two CPU cores; resumes)."""
+    """Rebuild the embedded models from nothing (about 75 minutes on two idle CPU cores; resumes)."""
     from vlm_rlaif.train.run import require_packages
 
     require_packages()

@@ -1,6 +1,6 @@
 """How the embedded model was made: the shapes world streamed through the project's own SFT loop.
 
-    vlm-rlaif train embedded --into DIR        (two processes, about two hours on two CPU cores)
+    vlm-rlaif train embedded --into DIR        (two processes, about 75 minutes on two idle CPU cores)
 
 Five stages of one mixture (`SCHEDULE`): seeing first, then judging of short answers, of what objects do, of
 everything, of long answers. Samples are made on the fly from (seed, process, step), so nothing is stored and a

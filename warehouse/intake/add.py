@@ -96,6 +96,8 @@ def video_files(folder: Path, warehouse: Path, *, frames: bool = False) -> list[
         questions = f" --questions {folder}" if folder.suffix.lower() in (".json", ".jsonl") else ""
         raise UserError(f"{folder} is no video by its name. {_known_suffixes()}", command + questions)
     if not folder.is_dir():
+        if folder.exists():
+            raise UserError(f"{folder} is neither a folder nor a plain file.", command)
         raise UserError(f"There is no folder {folder}.", command)
     if not (files := below(folder, frames=frames)):
         hint = f"vlm-rlaif add {warehouse} {folder} --frames" if below(folder, frames=True) else command
