@@ -272,3 +272,12 @@ def test_a_folder_without_videos_is_said_with_the_next_command(
     result = command("add", warehouse.path, tmp_path / name)
     assert result.code == 2 and f"{complaint} {tmp_path / name}" in result.err
     assert result.err.splitlines()[-1] == f"vlm-rlaif add {warehouse.path} FOLDER_OF_VIDEOS"
+
+
+def test_new_videos_have_the_licence_that_is_given_and_known_ones_keep_theirs(
+    warehouse: Warehouse, shapes_folder: Path, command: Command
+) -> None:
+    assert command("add", warehouse.path, shapes_folder / "0.mp4", "--licence", "CC-BY-4.0").code == 0
+    assert command("add", warehouse.path, shapes_folder).code == 0
+    licences = [row["licence"] for row in warehouse.rows("SELECT licence FROM videos ORDER BY uri")]
+    assert licences == ["CC-BY-4.0", None, None]

@@ -57,23 +57,24 @@ class Added(Outcome):
         return f"{self.stage}: {', '.join([videos, *said])}"
 
 
-def add_videos(warehouse: Warehouse, folder: Path, *, frames: bool = False, again: bool = False) -> Added:
+def add_videos(
+    warehouse: Warehouse, folder: Path, *, frames: bool = False, again: bool = False, licence: str | None = None
+) -> Added:
     """Add every video file below a folder, or one file; with `frames` every folder of images, too.
 
     Each new video is in the journal as soon as it is probed. The run begins with the first of them, so that adding
     a folder again writes nothing. `again` takes back what `vlm-rlaif remove` took out.
     """
     files = video_files(folder, warehouse.path, frames=frames)
-    arrivals = Arrivals(warehouse, again=again)
+    arrivals = Arrivals(warehouse, again=again, licence=licence)
+    config = {"folder": str(folder), "frames": frames, "licence": licence}
     run: OpenRun | None = None
     with only_one(warehouse, "add"), ExitStack() as stack:
         replay(warehouse)
         with Bar("add", len(files)) as bar:
             for _ in arrivals.see(files):
                 if arrivals.rows:
-                    run = run or stack.enter_context(
-                        record_run(warehouse, "add", {"folder": str(folder), "frames": frames}, "none")
-                    )
+                    run = run or stack.enter_context(record_run(warehouse, "add", config, "none"))
                     run.append(arrivals.take(run.run_id))
                 bar.advance()
         moved = arrivals.settle()

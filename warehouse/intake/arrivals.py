@@ -43,6 +43,8 @@ class Arrivals:
     """The split of new videos; by default a hash of each."""
     again: bool = False
     """Take back what was taken out."""
+    licence: str | None = None
+    """The licence of new videos."""
     rows: list[Video | VideoFile] = field(default_factory=list)
     """What waits to be written. Nothing else is written before `settle`, save that `again` ends removals."""
     video_ids: dict[str, str] = field(default_factory=dict)
@@ -166,7 +168,7 @@ class Arrivals:
             self.rows.append(
                 Video(
                     video_id=video_id, uri=uri, source=path.parent.name, video_group=video_id,
-                    split=self.split or split_of(video_id), run_id="", **found,
+                    split=self.split or split_of(video_id), licence=self.licence, run_id="", **found,
                 )
             )  # fmt: skip
         elif found["status"] == "ok":

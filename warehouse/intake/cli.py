@@ -24,9 +24,13 @@ SHOWN = 20
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--questions", type=click.Path(path_type=Path), help="JSONL with a `question` a line.")
 @click.option("--frames", is_flag=True, help="A folder of images (jpg, png) is a video, too.")
+@click.option("--licence", help="The licence of new videos; the card of an export names it.")
 @click.option("--again", is_flag=True, help="Take back videos that `vlm-rlaif remove` took out.")
 @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-def add(warehouse: Path, folder: Path, questions: Path | None, frames: bool, again: bool, as_json: bool) -> int:
+def add(
+    warehouse: Path, folder: Path, questions: Path | None, frames: bool, licence: str | None, again: bool,
+    as_json: bool,
+) -> int:  # fmt: skip
     """Add the videos below FOLDER, and questions about them."""
     from vlm_rlaif.warehouse.intake.add import add_questions, add_videos
     from vlm_rlaif.warehouse.intake.questions import read_questions
@@ -35,7 +39,7 @@ def add(warehouse: Path, folder: Path, questions: Path | None, frames: bool, aga
     opened = Warehouse.open(warehouse)
     if questions:
         read_questions(questions)  # complain about a bad file before any video is read
-    added = add_videos(opened, folder, frames=frames, again=again)
+    added = add_videos(opened, folder, frames=frames, again=again, licence=licence)
     for problem in added.unreadable:
         click.echo(f"unreadable: {problem}", err=True)
     for video_id, path in added.removed.items():
