@@ -74,6 +74,7 @@ class Journal:
 
     def merge(self) -> None:
         """Merge what is left; raises `WarehouseBusy` when somebody does not let go of the warehouse."""
+        os.fsync(self._file.fileno())
         self._merge(self._warehouse)
 
     def _merge(self, warehouse: Warehouse) -> None:

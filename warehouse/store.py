@@ -196,7 +196,13 @@ class Warehouse:
             if first is not None:
                 connection.execute(*first)
             reader = connection.sql(sql, params=parameters or None).to_arrow_reader(BATCH_ROWS)
-            return Spool(reader, folder, row_id)
+            try:
+                return Spool(reader, folder, row_id)
+            except OSError as error:
+                raise UserError(
+                    f"The rows that a job works on cannot be copied to {folder}: {error.strerror or error}.",
+                    "Make room on the disk, then run the same command again.",
+                ) from None
 
     def value(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> Any:
         """The single value of a query."""

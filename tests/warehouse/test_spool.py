@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import duckdb
 
 from vlm_rlaif.warehouse.store import Warehouse
@@ -43,3 +46,25 @@ def test_a_stream_leaves_no_file_behind(warehouse: Warehouse) -> None:
     warehouse.journal_folder.mkdir()
     rows = warehouse.stream("SELECT 1 AS x")
     assert list(warehouse.journal_folder.iterdir()) == [] and list(rows) == [{"x": 1}]
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.store import Warehouse
+
+warehouse = Warehouse(Path(sys.argv[1]))
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+try:
+    warehouse.stream("SELECT i, repeat('x', 1000) AS x FROM range(10_000) t(i)")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_copy_for_which_there_is_no_room_is_told_in_words(warehouse: Warehouse) -> None:
+    """A limit on the size of files stands for the full disk."""
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(warehouse.path)], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert "cannot be copied" in ended.stdout and "Make room on the disk" in ended.stdout
