@@ -10,11 +10,11 @@ time that a run took goes to standard error.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,12 +24,12 @@ MAIN = "import sys; from vlm_rlaif.warehouse.cli import main; main()"
 
 
 def make(path: Path, preferences: int) -> None:
-    """A warehouse in which one judge has judged this many pairs in both orders."""
-    spec = importlib.util.spec_from_file_location("big_warehouse", Path(__file__).with_name("big_warehouse.py"))
-    assert spec and spec.loader
-    big_warehouse = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(big_warehouse)
-    big_warehouse.make(path, labels=2 * preferences, judges=1)
+    """A warehouse in which one judge has judged this many pairs in both orders.
+
+    In a process of its own: the peak memory that is told of a process counts the one that started it.
+    """
+    command = [sys.executable, str(Path(__file__).with_name("big_warehouse.py")), str(path)]
+    subprocess.run([*command, "--labels", str(2 * preferences), "--judges", "1"], check=True, stdout=sys.stderr)
 
 
 def export(warehouse: Path, out: Path) -> tuple[float, float]:
