@@ -23,8 +23,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from vlm_rlaif.datagen import models
-from vlm_rlaif.datagen.encode import Encoder
-from vlm_rlaif.datagen.transformers_engine import load_model
+from vlm_rlaif.datagen.engines.encode import Encoder
+from vlm_rlaif.datagen.engines.transformers_engine import load_model
 from vlm_rlaif.eval.metrics import Estimate, clustered_mean
 from vlm_rlaif.train.embedded import Sample, collate, make_sample
 

@@ -25,12 +25,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vlm_rlaif.datagen.clip import clip
-from vlm_rlaif.datagen.context import context
 from vlm_rlaif.datagen.engine import Request, ScriptedEngine
 from vlm_rlaif.datagen.job import run_stage
-from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import ask_stage, caption_stage, clip_method, context_spec, part, respond_stage
+from vlm_rlaif.datagen.stages.clip import clip
+from vlm_rlaif.datagen.stages.context import context
+from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse import config, journal
 from vlm_rlaif.warehouse.records import Question, Record, Video, row_id

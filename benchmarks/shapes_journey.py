@@ -29,7 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from vlm_rlaif.datagen.engines import Engines
+from vlm_rlaif.datagen.engines.make import Engines
 from vlm_rlaif.datagen.job import Stage, run_stage
 from vlm_rlaif.eval import figures
 from vlm_rlaif.eval.answer import answer_stage

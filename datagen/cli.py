@@ -46,7 +46,7 @@ def run_stages(
     dry_run: bool, retry_failed: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Run stages that ask a model, or with `dry_run` say what they would do."""
-    from vlm_rlaif.datagen.engines import Engines
+    from vlm_rlaif.datagen.engines.make import Engines
     from vlm_rlaif.datagen.estimate import estimate
     from vlm_rlaif.datagen.job import run_stage
     from vlm_rlaif.warehouse.store import Warehouse
@@ -109,23 +109,23 @@ def _respond(recipe: Recipe) -> Stage:
 
 
 def _clip(warehouse: Warehouse, recipe: Recipe) -> Outcome:
-    from vlm_rlaif.datagen.clip import clip
     from vlm_rlaif.datagen.plan import part
+    from vlm_rlaif.datagen.stages.clip import clip
 
     return clip(warehouse, part(recipe, "clip"))
 
 
 def _context(warehouse: Warehouse, recipe: Recipe) -> Outcome:
-    from vlm_rlaif.datagen.context import context
     from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec
+    from vlm_rlaif.datagen.stages.context import context
 
     caption = caption_stage(recipe).spec.spec_id
     return context(warehouse, context_spec(recipe), caption, clip_method(recipe))
 
 
 def _pair(warehouse: Warehouse, recipe: Recipe) -> Outcome:
-    from vlm_rlaif.datagen.pair import pair
     from vlm_rlaif.datagen.plan import respond_stage
+    from vlm_rlaif.datagen.stages.pair import pair
 
     return pair(warehouse, respond_stage(recipe).spec.spec_id)
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from statistics import fmean
 
-from vlm_rlaif.datagen import engines, prompt
+from vlm_rlaif.datagen import prompt
+from vlm_rlaif.datagen.engines import make
 from vlm_rlaif.datagen.job import Stage, count_failed, failed_attempts
 from vlm_rlaif.warehouse.records import Spec
 from vlm_rlaif.warehouse.spool import Row
@@ -67,7 +68,7 @@ def estimate(
         stage.name, spec.model, spec.prompt, rows, left,
         frames=json.loads(spec.frames).get("count", 0),
         tokens=_tokens_per_row(warehouse, spec) or fmean(words) * TOKENS_PER_WORD,
-        pace_s=pace_s(warehouse, stage.name, engines.choose(engine), spec.model),
+        pace_s=pace_s(warehouse, stage.name, make.choose(engine), spec.model),
         first=tuple(row["row_id"] for row in sampled[:5]),
     )  # fmt: skip
 

@@ -6,10 +6,10 @@ import dataclasses
 from typing import Any
 
 from vlm_rlaif.datagen import models, prompt
-from vlm_rlaif.datagen.ask import AskStage
-from vlm_rlaif.datagen.caption import CaptionStage
-from vlm_rlaif.datagen.clip import method_name
-from vlm_rlaif.datagen.respond import RespondStage
+from vlm_rlaif.datagen.stages.ask import AskStage
+from vlm_rlaif.datagen.stages.caption import CaptionStage
+from vlm_rlaif.datagen.stages.clip import method_name
+from vlm_rlaif.datagen.stages.respond import RespondStage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import Spec

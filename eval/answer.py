@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.caption import text_of
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.plan import asked_by, model_spec, part
-from vlm_rlaif.datagen.respond import seed_of
+from vlm_rlaif.datagen.stages.caption import text_of
+from vlm_rlaif.datagen.stages.respond import seed_of
 from vlm_rlaif.warehouse.config import Evaluation, Recipe, Responding, Sampling
 from vlm_rlaif.warehouse.records import Answer, Record, Spec, row_id
 from vlm_rlaif.warehouse.spool import Row, Spool

@@ -9,11 +9,8 @@ from pathlib import Path
 import click
 
 from vlm_rlaif.datagen import models, prompt
-from vlm_rlaif.datagen.clip import clip
-from vlm_rlaif.datagen.context import context
-from vlm_rlaif.datagen.engines import Engines
+from vlm_rlaif.datagen.engines.make import Engines
 from vlm_rlaif.datagen.job import Stage, run_stage
-from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import (
     ask_stage,
     caption_stage,
@@ -22,7 +19,10 @@ from vlm_rlaif.datagen.plan import (
     part,
     respond_stage,
 )
-from vlm_rlaif.datagen.shapes_add import add_world
+from vlm_rlaif.datagen.shapes.add import add_world
+from vlm_rlaif.datagen.stages.clip import clip
+from vlm_rlaif.datagen.stages.context import context
+from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.figures import (
     Figures,

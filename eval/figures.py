@@ -21,7 +21,7 @@ from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.store import Warehouse
 
 if TYPE_CHECKING:
-    from vlm_rlaif.datagen.shapes_truth import Truth
+    from vlm_rlaif.datagen.shapes.truth import Truth
     from vlm_rlaif.train.reward import LabeledPair, RewardModel
 
 Figures = dict[str, Estimate]

@@ -11,12 +11,12 @@ from dataclasses import asdict, dataclass, field, replace
 from math import comb
 from typing import Any
 
-from vlm_rlaif.datagen import shapes
-from vlm_rlaif.datagen.clip import cut, method_name
 from vlm_rlaif.datagen.estimate import estimate, pace_s
 from vlm_rlaif.datagen.job import Stage
 from vlm_rlaif.datagen.plan import ask_stage, asked_by, caption_stage, clip_method, context_spec, respond_stage
-from vlm_rlaif.datagen.shapes_add import video_file, world_folder
+from vlm_rlaif.datagen.shapes import world as shapes
+from vlm_rlaif.datagen.shapes.add import video_file, world_folder
+from vlm_rlaif.datagen.stages.clip import cut, method_name
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.inspection.specs import nearest

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlm_rlaif.datagen.shapes_truth import Truth, score
+from vlm_rlaif.datagen.shapes.truth import Truth, score
 from vlm_rlaif.eval.metrics import agreement_with_truth
 from vlm_rlaif.warehouse.records import Record, Score, row_id
 from vlm_rlaif.warehouse.runs import Outcome, derive

@@ -12,10 +12,10 @@ import argparse
 from collections.abc import Callable
 
 from vlm_rlaif.datagen.engine import Engine
-from vlm_rlaif.datagen.engines import ENGINES, Engines
+from vlm_rlaif.datagen.engines.make import ENGINES, Engines
 from vlm_rlaif.datagen.job import run_stage
-from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import part, respond_stage
+from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse import Warehouse
 from vlm_rlaif.warehouse.config import Recipe, load

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlm_rlaif.datagen.engines import Engines
+from vlm_rlaif.datagen.engines.make import Engines
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.feedback.label import label_stage

@@ -17,8 +17,8 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 from hypothesis import settings
 
-from vlm_rlaif.datagen.shapes import World
-from vlm_rlaif.datagen.shapes_video import write_mp4
+from vlm_rlaif.datagen.shapes.render import write_mp4
+from vlm_rlaif.datagen.shapes.world import World
 from vlm_rlaif.warehouse import cli, config
 from vlm_rlaif.warehouse.intake.arrivals import split_of
 from vlm_rlaif.warehouse.records import Question, Record, Video, row_id

@@ -12,10 +12,10 @@ from types import ModuleType
 import pytest
 
 from vlm_rlaif.datagen import plan
-from vlm_rlaif.datagen.clip import clip
-from vlm_rlaif.datagen.context import context
 from vlm_rlaif.datagen.engine import Engine, Request, ScriptedEngine
 from vlm_rlaif.datagen.job import run_stage
+from vlm_rlaif.datagen.stages.clip import clip
+from vlm_rlaif.datagen.stages.context import context
 from vlm_rlaif.warehouse.config import PPO, Frames, Lora, Recipe, Rewarding, Sampling
 from vlm_rlaif.warehouse.intake.add import add_videos, make_question
 from vlm_rlaif.warehouse.store import Warehouse

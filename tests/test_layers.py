@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = ("warehouse", "datagen", "feedback", "train", "eval")
 HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "vllm", "ray", "matplotlib", "av"}
-ONLY_IN = {"vllm": "datagen/vllm_engine.py", "ray": "datagen/ray_engine.py"}
+ONLY_IN = {"vllm": "datagen/engines/vllm_engine.py", "ray": "datagen/engines/ray_engine.py"}
 
 
 def sources() -> list[Path]:

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from vlm_rlaif.datagen.encode import Clip, Conversation, Encoded, Encoder, collate, read_clip
 from vlm_rlaif.datagen.engine import VideoPart
+from vlm_rlaif.datagen.engines.encode import Clip, Conversation, Encoded, Encoder, collate, read_clip
 from vlm_rlaif.datagen.prompt import Rendered
 from vlm_rlaif.warehouse.config import Frames
 from vlm_rlaif.warehouse.errors import UserError

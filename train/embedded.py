@@ -22,8 +22,11 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from vlm_rlaif.datagen import prompt, shapes, shapes_truth, shapes_video
-from vlm_rlaif.datagen.transformers_engine import load_model
+from vlm_rlaif.datagen import prompt
+from vlm_rlaif.datagen.engines.transformers_engine import load_model
+from vlm_rlaif.datagen.shapes import render as shapes_video
+from vlm_rlaif.datagen.shapes import truth as shapes_truth
+from vlm_rlaif.datagen.shapes import world as shapes
 from vlm_rlaif.train import flawed
 from vlm_rlaif.train.data import Batch
 from vlm_rlaif.train.embedded_model import (

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vlm_rlaif.datagen import torchvision_repair  # isort: skip
+from vlm_rlaif.datagen.engines import torchvision_repair  # isort: skip
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     PreTrainedTokenizerFast,
@@ -24,7 +24,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from vlm_rlaif.datagen import shapes
+from vlm_rlaif.datagen.shapes import world as shapes
 
 torchvision_repair.declare_missing_operators()
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 
-from vlm_rlaif.datagen import shapes, shapes_truth
-from vlm_rlaif.datagen.shapes_truth import Mention
+from vlm_rlaif.datagen.shapes import truth as shapes_truth
+from vlm_rlaif.datagen.shapes import world as shapes
+from vlm_rlaif.datagen.shapes.truth import Mention
 
 MISTAKEN = 0.6
 """How often a fact that has a systematic mistake is given wrongly."""

@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.decoding import Drawn, draw
-from vlm_rlaif.datagen.encode import Encoded, collate
+from vlm_rlaif.datagen.engines.decoding import Drawn, draw
+from vlm_rlaif.datagen.engines.encode import Encoded, collate
 from vlm_rlaif.train.data import Batch, PromptCache, join
 from vlm_rlaif.train.ppo_math import kl_estimate, logprobs_of, penalise_missing_eos, token_rewards
 from vlm_rlaif.train.reward import RewardModel, Scored

@@ -170,7 +170,7 @@ def truth_meter(warehouse: Warehouse) -> Callable[[list[Scored]], dict[str, floa
 
     A rising score with falling truth is reward hacking, and this is where it shows.
     """
-    from vlm_rlaif.datagen.shapes_truth import score
+    from vlm_rlaif.datagen.shapes.truth import score
 
     rows = warehouse.rows(
         "SELECT v.uri, q.text, q.kind, q.reference FROM questions q JOIN videos v USING (video_id)"

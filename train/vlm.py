@@ -20,8 +20,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlm_rlaif.datagen import models
-from vlm_rlaif.datagen.encode import Encoder
-from vlm_rlaif.datagen.transformers_engine import load_model
+from vlm_rlaif.datagen.engines.encode import Encoder
+from vlm_rlaif.datagen.engines.transformers_engine import load_model
 from vlm_rlaif.train.data import Batch
 from vlm_rlaif.train.reward_math import head_init_std
 from vlm_rlaif.warehouse.config import Lora

@@ -16,7 +16,7 @@ from vlm_rlaif.datagen.engine import Completion, Engine, Request, ScriptedEngine
 from vlm_rlaif.datagen.estimate import estimate
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import respond_stage
-from vlm_rlaif.datagen.respond import RespondStage
+from vlm_rlaif.datagen.stages.respond import RespondStage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.journal import only_one
@@ -63,7 +63,7 @@ VISITS = range(3, 6)
 # The console command with a scripted engine in the place of a model; Ctrl-C comes while it makes its fourth answer.
 INTERRUPTED_COMMAND = """
 import os, signal, sys
-from vlm_rlaif.datagen import engines
+from vlm_rlaif.datagen.engines import make as engines
 from vlm_rlaif.datagen.engine import ScriptedEngine
 from vlm_rlaif.warehouse.cli import main
 

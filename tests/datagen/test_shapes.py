@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlm_rlaif.datagen.shapes import (
+from vlm_rlaif.datagen.shapes.add import add_world, video_file, world_folder
+from vlm_rlaif.datagen.shapes.render import BACKGROUND, FRAMES_PER_SCENE, draw, poses, render, write_mp4
+from vlm_rlaif.datagen.shapes.world import (
     COLOURS,
     KINDS,
     MOTIONS,
@@ -25,8 +27,6 @@ from vlm_rlaif.datagen.shapes import (
     pick_questions,
     questions,
 )
-from vlm_rlaif.datagen.shapes_add import add_world, video_file, world_folder
-from vlm_rlaif.datagen.shapes_video import BACKGROUND, FRAMES_PER_SCENE, draw, poses, render, write_mp4
 from vlm_rlaif.warehouse import config
 from vlm_rlaif.warehouse.intake.add import add_videos
 from vlm_rlaif.warehouse.media.video import probe

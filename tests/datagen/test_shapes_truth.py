@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_rlaif.datagen.shapes import COLOURS, KINDS, MOTIONS, ORDINALS, SHAPES, ShapesQuestion, World, questions
-from vlm_rlaif.datagen.shapes_truth import corrupt, say, scenes_of, score
+from vlm_rlaif.datagen.shapes.truth import corrupt, say, scenes_of, score
+from vlm_rlaif.datagen.shapes.world import COLOURS, KINDS, MOTIONS, ORDINALS, SHAPES, ShapesQuestion, World, questions
 
 QUESTIONS = [question for video in World(seed=5).videos(200) for question in questions(video)]
 WORDS = ["a", "the", "and", ".", "is", "there", "are", "3", "shapes", "moves", *ORDINALS, *COLOURS, *SHAPES, *MOTIONS]

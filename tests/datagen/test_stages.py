@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.clip import clip, cut
-from vlm_rlaif.datagen.context import context, narrate
 from vlm_rlaif.datagen.engine import Request, ScriptedEngine
 from vlm_rlaif.datagen.job import Stage, run_stage
-from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import ask_stage, caption_stage, clip_method, context_spec, respond_stage
+from vlm_rlaif.datagen.stages.clip import clip, cut
+from vlm_rlaif.datagen.stages.context import context, narrate
+from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse.config import Captioning, Clips, Recipe
 from vlm_rlaif.warehouse.errors import UserError

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.datagen.clip import clip
 from vlm_rlaif.datagen.engine import Request, ScriptedEngine
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import ask_stage, part, respond_stage
+from vlm_rlaif.datagen.stages.clip import clip
 from vlm_rlaif.eval.overview import Line
 from vlm_rlaif.eval.overview_learning import overview
 from vlm_rlaif.warehouse.config import Evaluation, FineTuning, Frames, Recipe, Rewarding, World, load

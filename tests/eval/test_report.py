@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlm_rlaif.datagen import shapes, shapes_video
+from vlm_rlaif.datagen.shapes import render as shapes_video
+from vlm_rlaif.datagen.shapes import world as shapes
 from vlm_rlaif.eval.metrics import clustered_mean
 from vlm_rlaif.eval.report import some_pairs, write_html
 from vlm_rlaif.warehouse.records import Context, Label, Pair, Question, Response, Spec, Video

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.datagen.clip import clip
-from vlm_rlaif.datagen.context import context
 from vlm_rlaif.datagen.engine import ScriptedEngine
 from vlm_rlaif.datagen.job import run_stage
-from vlm_rlaif.datagen.pair import pair
 from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec, part, respond_stage
+from vlm_rlaif.datagen.stages.clip import clip
+from vlm_rlaif.datagen.stages.context import context
+from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.store import Warehouse

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm_rlaif.datagen import shapes, shapes_video
+from vlm_rlaif.datagen.shapes import render as shapes_video
+from vlm_rlaif.datagen.shapes import world as shapes
 from vlm_rlaif.train.embedded_model import build, save
 from vlm_rlaif.train.reward import Scored
 from vlm_rlaif.warehouse.config import PPO, Frames, Lora, Rewarding, Sampling

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm_rlaif.datagen.transformers_engine import load_model
+from vlm_rlaif.datagen.engines.transformers_engine import load_model
 from vlm_rlaif.train.ppo import PPOTrainer
 from vlm_rlaif.train.reward import ADAPTER_NAME, RewardModel, Scored
 from vlm_rlaif.train.rollout import POLICY, VALUE

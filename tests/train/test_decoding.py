@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_rlaif.datagen.decoding import SeededDraw, draw, keep_top_p
-from vlm_rlaif.datagen.encode import Conversation, Encoder, collate, read_clip
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
-from vlm_rlaif.datagen.transformers_engine import TransformersEngine, load_model
+from vlm_rlaif.datagen.engines.decoding import SeededDraw, draw, keep_top_p
+from vlm_rlaif.datagen.engines.encode import Conversation, Encoder, collate, read_clip
+from vlm_rlaif.datagen.engines.transformers_engine import TransformersEngine, load_model
 from vlm_rlaif.train.data import join
 from vlm_rlaif.train.ppo_math import logprobs_of
 from vlm_rlaif.warehouse.config import Frames, Sampling

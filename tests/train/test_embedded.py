@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
-from vlm_rlaif.datagen import models, shapes, shapes_truth
-from vlm_rlaif.datagen.transformers_engine import load_model
+from vlm_rlaif.datagen import models
+from vlm_rlaif.datagen.engines.transformers_engine import load_model
+from vlm_rlaif.datagen.shapes import truth as shapes_truth
+from vlm_rlaif.datagen.shapes import world as shapes
 from vlm_rlaif.train import flawed
 from vlm_rlaif.train.embedded import SCHEDULE, VERDICT_WEIGHT, Stream, make_sample, mixture_at
 from vlm_rlaif.train.embedded_model import build, make_tokenizer

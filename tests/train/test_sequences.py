@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_rlaif.datagen.encode import Clip, Conversation, Encoded, Encoder
-from vlm_rlaif.datagen.shapes_video import draw
+from vlm_rlaif.datagen.engines.encode import Clip, Conversation, Encoded, Encoder
+from vlm_rlaif.datagen.shapes.render import draw
 from vlm_rlaif.train.data import join
 from vlm_rlaif.train.embedded import collate, make_sample
 from vlm_rlaif.train.reward import ADAPTER_NAME, RewardModel, Scored

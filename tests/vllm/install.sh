@@ -70,7 +70,7 @@ class FirstImport:
     def find_spec(self, name, path=None, target=None):
         if name == "torchvision":
             sys.meta_path.remove(self)
-            import vlm_rlaif.datagen.torchvision_repair  # repairs when it is imported
+            import vlm_rlaif.datagen.engines.torchvision_repair  # repairs when it is imported
 
 
 sys.meta_path.insert(0, FirstImport())

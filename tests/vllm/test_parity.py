@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from vlm_rlaif.datagen.encode import Conversation, read_clip
 from vlm_rlaif.datagen.engine import Completion, Engine, Request, VideoPart
-from vlm_rlaif.datagen.shapes import SCENE_S, ShapesVideo, World
-from vlm_rlaif.datagen.shapes_video import write_mp4
-from vlm_rlaif.datagen.transformers_engine import TransformersEngine
-from vlm_rlaif.datagen.vllm_engine import VLLMEngine
+from vlm_rlaif.datagen.engines.encode import Conversation, read_clip
+from vlm_rlaif.datagen.engines.transformers_engine import TransformersEngine
+from vlm_rlaif.datagen.engines.vllm_engine import VLLMEngine
+from vlm_rlaif.datagen.shapes.render import write_mp4
+from vlm_rlaif.datagen.shapes.world import SCENE_S, ShapesVideo, World
 from vlm_rlaif.warehouse.config import Frames, Sampling
 
 pytest.importorskip("vllm")

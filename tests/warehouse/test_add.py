@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.datagen.clip import clip
+from vlm_rlaif.datagen.stages.clip import clip
 from vlm_rlaif.warehouse.config import Clips
 from vlm_rlaif.warehouse.intake.add import add_videos
 from vlm_rlaif.warehouse.intake.arrivals import split_of

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.datagen.clip import clip
+from vlm_rlaif.datagen.stages.clip import clip
 from vlm_rlaif.warehouse.care import file_checks
 from vlm_rlaif.warehouse.care.doctor import examine
 from vlm_rlaif.warehouse.care.file_checks import LEFTOVER_AGE_S, WHOLE

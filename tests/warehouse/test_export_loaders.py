@@ -14,7 +14,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-from vlm_rlaif.datagen.torchvision_repair import declare_missing_operators
+from vlm_rlaif.datagen.engines.torchvision_repair import declare_missing_operators
 from vlm_rlaif.warehouse.exports.export import Asked, Exported, export
 from vlm_rlaif.warehouse.exports.formats import FORMATS
 from vlm_rlaif.warehouse.exports.versions import find

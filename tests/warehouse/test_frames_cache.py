@@ -256,8 +256,8 @@ def test_a_process_that_is_killed_leaves_no_wrong_frames(cache: FrameCache, vide
 
 def test_a_stage_reads_through_the_cache(shapes_folder: Path, warehouse: Warehouse) -> None:
     pytest.importorskip("torch")
-    from vlm_rlaif.datagen.encode import read_clip
     from vlm_rlaif.datagen.engine import VideoPart
+    from vlm_rlaif.datagen.engines.encode import read_clip
     from vlm_rlaif.warehouse.config import Frames
 
     path = shapes_folder / "1.mp4"

@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_rlaif.datagen.ask import AskStage
 from vlm_rlaif.datagen.plan import model_spec, part
+from vlm_rlaif.datagen.stages.ask import AskStage
 from vlm_rlaif.warehouse.care import doctor, purge, remove
 from vlm_rlaif.warehouse.care.relations import CONTENT, ORIGIN
 from vlm_rlaif.warehouse.care.row_checks import check_rows

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
-from vlm_rlaif.datagen.shapes import World
-from vlm_rlaif.datagen.shapes_video import draw, poses, write_mp4
+from vlm_rlaif.datagen.shapes.render import draw, poses, write_mp4
+from vlm_rlaif.datagen.shapes.world import World
 from vlm_rlaif.warehouse.media.decord_backend import sample_decord
 from vlm_rlaif.warehouse.media.frames import centres, scale_by_area, upright
 from vlm_rlaif.warehouse.media.video import Mode, Sample, VideoError, hash_file, probe, sample

@@ -17,8 +17,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vlm_rlaif.datagen.shapes import World
-from vlm_rlaif.datagen.shapes_video import write_mp4
+from vlm_rlaif.datagen.shapes.render import write_mp4
+from vlm_rlaif.datagen.shapes.world import World
 from vlm_rlaif.warehouse.media.video import VideoError, hash_file, probe, sample
 
 READS: dict[str, Callable[..., Any]] = {"probe": probe, "sample": lambda path, **limit: sample(path, 2, **limit)}

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm_rlaif.datagen import prompt
-from vlm_rlaif.datagen.caption import text_of
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
+from vlm_rlaif.datagen.stages.caption import text_of
 from vlm_rlaif.warehouse.config import Responding
 from vlm_rlaif.warehouse.records import Record, Response, Spec, row_id
 from vlm_rlaif.warehouse.spool import Row, Spool

@@ -19,7 +19,7 @@ import random
 import re
 from dataclasses import dataclass, field
 
-from vlm_rlaif.datagen.shapes import COLOURS, MOTIONS, ORDINALS, SHAPES
+from vlm_rlaif.datagen.shapes.world import COLOURS, MOTIONS, ORDINALS, SHAPES
 
 Mention = tuple[str, str, str]
 """(colour, shape, motion)."""

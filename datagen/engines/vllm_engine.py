@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from vlm_rlaif.datagen import models
-from vlm_rlaif.datagen.encode import Clip, Conversation, Encoder, metadata, read_clip
 from vlm_rlaif.datagen.engine import Completion, Request
+from vlm_rlaif.datagen.engines.encode import Clip, Conversation, Encoder, metadata, read_clip
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
 from vlm_rlaif.warehouse.media.video import VideoError
 

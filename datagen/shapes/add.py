@@ -6,8 +6,8 @@ import random
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from vlm_rlaif.datagen import shapes
-from vlm_rlaif.datagen.shapes_video import write_mp4
+from vlm_rlaif.datagen.shapes import world as shapes
+from vlm_rlaif.datagen.shapes.render import write_mp4
 from vlm_rlaif.warehouse.config import World
 from vlm_rlaif.warehouse.intake.add import add_videos, make_question
 from vlm_rlaif.warehouse.progress import Bar

@@ -24,12 +24,12 @@ def make(name: str, model: str) -> Engine:
     if choose(name) == "vllm":
         if find_spec("vllm") is None:
             raise MissingExtra("The vLLM engine", "vllm")
-        from vlm_rlaif.datagen.vllm_engine import VLLMEngine
+        from vlm_rlaif.datagen.engines.vllm_engine import VLLMEngine
 
         return VLLMEngine(model)
     if find_spec("transformers") is None or find_spec("torch") is None:
         raise MissingExtra("The transformers engine", "models")
-    from vlm_rlaif.datagen.transformers_engine import TransformersEngine
+    from vlm_rlaif.datagen.engines.transformers_engine import TransformersEngine
 
     return TransformersEngine(model)
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlm_rlaif.datagen import torchvision_repair
 from vlm_rlaif.datagen.engine import VideoPart
+from vlm_rlaif.datagen.engines import torchvision_repair
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
 from vlm_rlaif.warehouse.media.frame_cache import FrameCache
 from vlm_rlaif.warehouse.media.video import sample

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_rlaif.datagen.shapes import FPS, SCENE_S, SHAPES, Shape, ShapesVideo
+from vlm_rlaif.datagen.shapes.world import FPS, SCENE_S, SHAPES, Shape, ShapesVideo
 
 RGB = {
     "red": (230, 40, 40),

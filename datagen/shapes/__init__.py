@@ -1,0 +1,1 @@
+"""A synthetic video world whose truth is known."""

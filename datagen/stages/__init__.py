@@ -1,0 +1,1 @@
+"""One stage of generation each: what is pending, what to ask, what the reply becomes."""
