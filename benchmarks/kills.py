@@ -82,7 +82,7 @@ def make_world(folder: Path) -> Path:
 
 def work(warehouse: Warehouse, recipe_file: Path, paid: Path) -> None:
     """Every generation and label stage, once."""
-    journal.MERGE_S = MERGE_S
+    journal.MERGE_S, journal.MERGE_SHARE = MERGE_S, 1.0
     recipe = config.load(str(recipe_file))
     with paid.open("a", encoding="utf-8") as log:
 

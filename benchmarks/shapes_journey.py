@@ -29,8 +29,9 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from vlm_rlaif.datagen.engines.make import Engines
-from vlm_rlaif.datagen.job import Stage, run_stage
+from vlm_rlaif.datagen.engines.make import Engines, EngineSettings
+from vlm_rlaif.datagen.job import Stage, run_stages
+from vlm_rlaif.datagen.portion import Portion
 from vlm_rlaif.eval import figures
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.conductor import Journey, check, generate
@@ -133,10 +134,10 @@ class Answers:
 def run(recipe: Recipe, warehouse: Warehouse, seeds: int) -> tuple[dict[str, Any], dict[str, str]]:
     """All arms and seeds; returns what is written to the results file, and the learning curves as SVG."""
     check(recipe)
-    journey, engines = Journey(), Engines("transformers")
+    journey, engines = Journey(), Engines(EngineSettings("transformers"))
 
-    def ask(stage: Stage) -> None:
-        journey.add(run_stage(warehouse, stage, engines.of(stage.spec.model)))
+    def ask(stages: Sequence[Stage]) -> None:
+        journey.add(*run_stages(warehouse, stages, engines.of(stages[0].spec.model), Portion()))
 
     recipe = generate(warehouse, recipe, journey, ask)
     trained = [train(warehouse, with_seed(recipe, seed)) for seed in range(seeds)]

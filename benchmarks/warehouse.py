@@ -30,6 +30,8 @@ sys.path.insert(0, str(Path(__file__).parent))  # the other benchmarks
 
 from big_warehouse import make
 
+from vlm_rlaif.datagen.stages.pair import Pairs
+from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.feedback.label import LabelStage
 from vlm_rlaif.warehouse import Warehouse, schema
 from vlm_rlaif.warehouse.config import Frames, Labeling
@@ -117,8 +119,8 @@ def label_stage(warehouse: Warehouse) -> LabelStage:
     specs = {(row["stage"], row["prompt"]): row for row in warehouse.rows("FROM specs")}
     return LabelStage(
         Labeling(model="big/model", prompt="judge_v1", context_prompt="judge_context_v1", frames=Frames(count=8)),
-        Spec(**specs["label", "judge_context_v1"]), specs["respond", "respond_v1"]["spec_id"], None,
-        specs["context", "context_v1"]["spec_id"],
+        Spec(**specs["label", "judge_context_v1"]), Pairs(None, (specs["respond", "respond_v1"]["spec_id"],)),
+        Questions(), specs["context", "context_v1"]["spec_id"],
     )  # fmt: skip
 
 

@@ -2,38 +2,99 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlm_rlaif.warehouse.cli import finish, warehouse_argument
+from vlm_rlaif.datagen.engines import ENGINES
+from vlm_rlaif.warehouse.cli import exit_code, finish, warehouse_argument
+from vlm_rlaif.warehouse.errors import UserError
 
 if TYPE_CHECKING:
+    from vlm_rlaif.datagen.engines.make import EngineSettings
     from vlm_rlaif.datagen.job import Stage
     from vlm_rlaif.warehouse.config import Recipe
     from vlm_rlaif.warehouse.runs import Outcome
     from vlm_rlaif.warehouse.store import Warehouse
 
 
-def stage_options(command: Any) -> Any:
-    """The options that every stage has."""
+Decorator = Callable[[Any], Any]
+
+
+def engine_options(command: Any) -> Any:
+    """The options that choose what runs a model."""
     for option in reversed(
         [
-            warehouse_argument,
-            click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file."),
-            click.option("--model", help="Use this model (folder, hub id, embedded:NAME) instead."),
             click.option("--engine", "engine_name", default="auto", show_default=True,
-                         type=click.Choice(["auto", "transformers", "vllm"]), help="What runs the model."),
-            click.option("--limit", type=click.IntRange(min=1), help="At most this many rows."),
-            click.option("--dry-run", is_flag=True, help="Say what would be computed; load no model."),
-            click.option("--retry-failed", is_flag=True, help="Try failed rows once more."),
-            click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
+                         type=click.Choice(ENGINES), help="What runs the model."),
+            click.option("--server", "servers", multiple=True, metavar="URL",
+                         help="Ask an OpenAI-compatible server, http://HOST:PORT/v1. Several share the work."),
+            click.option("--workers", type=click.IntRange(min=1), help="Of --engine ray. Default: one per GPU."),
+            click.option("--engine-option", "engine_pairs", multiple=True, metavar="NAME=VALUE",
+                         help="Passed to the engine, tensor_parallel_size=2 say. May be repeated."),
         ]
     ):  # fmt: skip
         command = option(command)
     return command
+
+
+def adapter_option(command: Any) -> Any:
+    """The option that puts an adapter on the model of every stage that may have one."""
+    said = "Put this LoRA adapter (a folder in peft's format) on the models of the recipe."
+    return click.option("--adapter", metavar="FOLDER", help=said)(command)
+
+
+def stage_options(command: Any) -> Any:
+    """The options that every stage has."""
+    options: list[Decorator] = [
+        warehouse_argument,
+        click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file."),
+        click.option("--model", help="Use this model (folder, hub id, embedded:NAME, served:NAME) instead."),
+        engine_options,
+        click.option("--limit", type=click.IntRange(min=1), help="At most this many rows."),
+        click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the videos."),
+        click.option("--max-hours", type=click.FloatRange(min=0), help="Begin nothing after this time."),
+        click.option("--dry-run", is_flag=True, help="Say what would be computed; load no model."),
+        click.option("--show", type=click.IntRange(min=0), default=0, metavar="K",
+                     help="With --dry-run: print the first K prompts."),
+        click.option("--calibrate", type=click.IntRange(min=1), metavar="ROWS",
+                     help="Compute so many rows (they are kept), then say what the rest would take."),
+        click.option("--retry-failed", is_flag=True, help="Try failed rows once more."),
+        click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON."),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def engine_settings(
+    engine_name: str, servers: tuple[str, ...], workers: int | None, engine_pairs: tuple[str, ...]
+) -> EngineSettings:  # fmt: skip
+    """What the options of `engine_options` say; a value is read as YAML (`2`, `true`, `fp8`)."""
+    import yaml
+
+    from vlm_rlaif.datagen.engines.make import EngineSettings
+
+    options = {}
+    for pair in engine_pairs:
+        name, sign, value = pair.partition("=")
+        try:
+            options[name] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            sign = ""
+        if not sign or not name.isidentifier():
+            raise UserError(f"--engine-option {pair}: write NAME=VALUE, tensor_parallel_size=2 say.")
+    if servers and engine_name not in ("auto", "server"):
+        raise UserError(f"--server and --engine {engine_name} do not go together.")
+    if workers and engine_name != "ray":
+        raise UserError(f"--workers are those of --engine ray, not of {engine_name}.")
+    if engine_name == "server" and not servers:
+        raise UserError("--engine server needs an address.", "--server http://127.0.0.1:8000/v1")
+    return EngineSettings(engine_name, servers, workers, options)
 
 
 @click.group()
@@ -42,39 +103,65 @@ def datagen() -> None:
 
 
 def run_stages(
-    warehouse: Path, stages: Sequence[Stage], *, engine_name: str, limit: int | None,
-    dry_run: bool, retry_failed: bool, as_json: bool,
+    warehouse: Path, stages: Sequence[Stage], *, engine_name: str, servers: tuple[str, ...], workers: int | None,
+    engine_pairs: tuple[str, ...], limit: int | None, shard: str | None, max_hours: float | None, dry_run: bool,
+    show: int, calibrate: int | None, retry_failed: bool, as_json: bool, in_turn: bool = False,
 ) -> int:  # fmt: skip
-    """Run stages that ask a model, or with `dry_run` say what they would do."""
+    """Run stages that ask models, or with `dry_run` say what they would do.
+
+    Those of one model run together, unless each reads the rows of the one before (`in_turn`).
+    """
+    from vlm_rlaif.datagen import job
     from vlm_rlaif.datagen.engines.make import Engines
     from vlm_rlaif.datagen.estimate import estimate
-    from vlm_rlaif.datagen.job import run_stage
+    from vlm_rlaif.datagen.portion import Portion, Shard
     from vlm_rlaif.warehouse.store import Warehouse
 
     opened = Warehouse.open(warehouse)
+    portion = Portion(calibrate or limit, retry_failed, Shard.parse(shard) if shard else None, max_hours)
+    settings = engine_settings(engine_name, servers, workers, engine_pairs)
+    if calibrate and (dry_run or limit):
+        raise UserError("--calibrate ROWS computes that many rows: it goes with neither --dry-run nor --limit.")
+    if show and not dry_run:
+        raise UserError("--show K prints prompts of a --dry-run.")
     if dry_run:
-        for stage in stages:
-            click.echo(estimate(opened, stage, limit=limit, retry_failed=retry_failed, engine=engine_name))
+        from vlm_rlaif.datagen.engines.tokens import count_tokens
+
+        engine = settings.chosen
+        would = [estimate(opened, each, portion, engine, show=show, count_tokens=count_tokens) for each in stages]
+        click.echo(json.dumps([asdict(each) for each in would]) if as_json else "\n".join(map(str, would)))
         return 0
-    engines = Engines(engine_name)
-    outcomes = [
-        run_stage(opened, stage, engines.of(stage.spec.model), limit=limit, retry_failed=retry_failed)
-        for stage in stages
-    ]
-    return finish(outcomes, as_json)
+    engines = Engines(settings)
+    try:
+        outcomes = []
+        for together in [[stage] for stage in stages] if in_turn else [stages]:
+            outcomes += job.run_models(opened, together, engines.of, portion)
+    finally:
+        engines.close()
+    if calibrate is None:
+        return finish(outcomes, as_json)
+    told, unlimited = [outcome.run_id for outcome in outcomes if outcome.run_id], replace(portion, limit=None)
+    rest = [estimate(opened, stage, unlimited, settings.chosen, runs=told) for stage in stages]
+    if as_json:
+        shown = {"done": [asdict(outcome) for outcome in outcomes], "rest": [asdict(each) for each in rest]}
+        click.echo(json.dumps(shown))
+    else:
+        click.echo("\n".join(map(str, [*outcomes, *rest])))
+    return exit_code(outcomes)
 
 
-def _load(recipe_name: str, model: str | None) -> Recipe:
+def _load(recipe_name: str, model: str | None, adapter: str | None) -> Recipe:
     from vlm_rlaif.warehouse.config import load
 
-    return load(recipe_name, model)
+    return load(recipe_name, model, adapter)
 
 
-def _model_stage(name: str, help_text: str, make: Callable[[Recipe], Stage]) -> None:
+def _model_stage(name: str, help_text: str, make: Callable[[Recipe], Sequence[Stage]]) -> None:
     @datagen.command(name, help=help_text)
     @stage_options
-    def command(warehouse: Path, recipe_name: str, model: str | None, **options: Any) -> int:
-        return run_stages(warehouse, [make(_load(recipe_name, model))], **options)
+    @adapter_option
+    def command(warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, **options: Any) -> int:
+        return run_stages(warehouse, make(_load(recipe_name, model, adapter)), **options)
 
 
 def _derived_stage(name: str, help_text: str, derive: Callable[[Warehouse, Recipe], Outcome]) -> None:
@@ -82,30 +169,25 @@ def _derived_stage(name: str, help_text: str, derive: Callable[[Warehouse, Recip
     @warehouse_argument
     @click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file.")
     @click.option("--model", help="The model that the other stages used instead of the recipe's.")
+    @adapter_option
     @click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON.")
-    def command(warehouse: Path, recipe_name: str, model: str | None, as_json: bool) -> int:
+    def command(warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, as_json: bool) -> int:
         from vlm_rlaif.warehouse.store import Warehouse
 
-        recipe = _load(recipe_name, model)
+        recipe = _load(recipe_name, model, adapter)
         return finish([derive(Warehouse.open(warehouse), recipe)], as_json)
 
 
-def _caption(recipe: Recipe) -> Stage:
+def _caption(recipe: Recipe) -> Sequence[Stage]:
     from vlm_rlaif.datagen.plan import caption_stage
 
-    return caption_stage(recipe)
+    return [caption_stage(recipe)]
 
 
-def _ask(recipe: Recipe) -> Stage:
-    from vlm_rlaif.datagen.plan import ask_stage
+def _respond(recipe: Recipe) -> Sequence[Stage]:
+    from vlm_rlaif.datagen.policies import respond_stages
 
-    return ask_stage(recipe)
-
-
-def _respond(recipe: Recipe) -> Stage:
-    from vlm_rlaif.datagen.plan import respond_stage
-
-    return respond_stage(recipe)
+    return respond_stages(recipe)
 
 
 def _clip(warehouse: Warehouse, recipe: Recipe) -> Outcome:
@@ -116,23 +198,82 @@ def _clip(warehouse: Warehouse, recipe: Recipe) -> Outcome:
 
 
 def _context(warehouse: Warehouse, recipe: Recipe) -> Outcome:
-    from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec
-    from vlm_rlaif.datagen.stages.context import context
+    from vlm_rlaif.datagen.plan import narrate_videos
 
-    caption = caption_stage(recipe).spec.spec_id
-    return context(warehouse, context_spec(recipe), caption, clip_method(recipe))
+    return narrate_videos(warehouse, recipe)
 
 
 def _pair(warehouse: Warehouse, recipe: Recipe) -> Outcome:
-    from vlm_rlaif.datagen.plan import respond_stage
-    from vlm_rlaif.datagen.stages.pair import pair
+    from vlm_rlaif.datagen.policies import pairs_of
 
-    return pair(warehouse, respond_stage(recipe).spec.spec_id)
+    return pairs_of(recipe).make(warehouse)
 
 
 _derived_stage("clip", "Cut every video into clips.", _clip)
 _model_stage("caption", "Describe every clip in detail.", _caption)
 _derived_stage("context", "Join the captions of a video into its narrative.", _context)
-_model_stage("ask", "Write questions about videos that have none.", _ask)
+
+
+@datagen.command
+@stage_options
+@adapter_option
+def refine(warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, **options: Any) -> int:
+    """Let a model that sees the video write its narrative anew, round after round."""
+    from vlm_rlaif.datagen.plan import part, refine_stages
+
+    recipe = _load(recipe_name, model, adapter)
+    part(recipe, "context.refine")
+    return run_stages(warehouse, refine_stages(recipe), in_turn=True, **options)
+
+
+@datagen.command
+@stage_options
+@adapter_option
+def summarise(warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, **options: Any) -> int:
+    """Let a model sum up narratives that are too long; the others stay as they are."""
+    from vlm_rlaif.datagen.plan import summarise_stage
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    stage = summarise_stage(_load(recipe_name, model, adapter))
+    if not options["dry_run"]:
+        passed = stage.pass_short(Warehouse.open(warehouse))
+        if passed.written and not options["as_json"]:
+            click.echo(f"{passed} (short enough as they are)")
+    return run_stages(warehouse, [stage], **options)
+
+
+@datagen.command
+@stage_options
+@adapter_option
+def ask(warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, **options: Any) -> int:
+    """Write questions about videos that have none, by a model or from templates."""
+    from vlm_rlaif.datagen.plan import ask_stage, fill_templates
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    recipe = _load(recipe_name, model, adapter)
+    if recipe.ask is None or not recipe.ask.templates:
+        return run_stages(warehouse, [ask_stage(recipe)], **options)
+    if options["dry_run"]:
+        plan = f"vlm-rlaif plan {warehouse} {recipe_name}"
+        raise UserError("Questions from templates ask no model. What there would be:", plan)
+    return finish([fill_templates(Warehouse.open(warehouse), recipe)], options["as_json"])
+
+
+@datagen.command
+@stage_options
+@adapter_option
+def answerable(warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, **options: Any) -> int:
+    """Let a model say of every written question whether the narrative answers it."""
+    from vlm_rlaif.datagen.plan import answerable_stage
+    from vlm_rlaif.datagen.stages.answerable import left_out
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    stage = answerable_stage(_load(recipe_name, model, adapter))
+    code = run_stages(warehouse, [stage], **options)
+    if not (options["as_json"] or options["dry_run"]) and (said := left_out(Warehouse.open(warehouse), stage)):
+        click.echo(said)
+    return code
+
+
 _model_stage("respond", "Sample several responses to every question.", _respond)
 _derived_stage("pair", "Pair the responses of every question.", _pair)

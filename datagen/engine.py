@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import exp, log
 from pathlib import Path
 from typing import Any, Protocol
 
+from vlm_rlaif.datagen.meter import Meter
 from vlm_rlaif.warehouse.config import Frames, Sampling
+from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.media.frame_cache import folder_of
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -51,6 +54,10 @@ class Request:
     """Answer with one of these, each a single token; their log-probabilities come back."""
     sampling: Sampling = Sampling()
     seed: int = 0
+    adapter: str = ""
+    """Folder of a LoRA adapter over the engine's model; empty = the model as it is."""
+    json_schema: str = ""
+    """JSON schema (as JSON text) that the answer has to fit. An engine that can constrain its output does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,14 @@ class Completion:
     """`engine`, `video` or `too_long`; meaningful only with an error."""
 
 
+class Halted(Exception):
+    """Raised by a stream of requests when the job is to stop: what an engine has not begun is given up."""
+
+
+class EngineDied(UserError):
+    """An engine is gone, in the middle of its work. Another one could go on."""
+
+
 class Engine(Protocol):
     """Anything that answers requests."""
 
@@ -89,8 +104,23 @@ class Engine(Protocol):
     def revision(self) -> str:
         """What pins the weights: a hash of them for a folder, a commit for a hub id."""
 
+    @property
+    def gpus(self) -> int:
+        """Graphics cards that it keeps busy, as far as is known; 0 on a CPU."""
+
+    @property
+    def prefix_cache(self) -> bool:
+        """Whether it finds the beginning of a prompt again that it has just computed for another request."""
+
+    @property
+    def meter(self) -> Meter:
+        """Where the time of the stream goes; the engine keeps it while it generates."""
+
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Answer every request, in any order."""
+        """Answer every request, in any order.
+
+        When the requests raise `Halted`, what is in flight is finished, and nothing else is begun.
+        """
 
     def close(self) -> None:
         """Free the model."""
@@ -110,33 +140,34 @@ class ScriptedEngine:
 
     name = "scripted"
     model = "scripted"
+    gpus = 0
+    prefix_cache = False
 
     def __init__(self, script: Script, revision: str = "v1") -> None:
         self._script = script
         self.revision = revision
+        self.meter = Meter()
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        from math import exp, log
-
         for request in requests:
-            try:
-                said = self._script(request)
-            except ValueError as error:
-                yield Completion(request.request_id, error=str(error))
-                continue
-            if isinstance(said, str):
-                words = len(said.split())
-                yield Completion(request.request_id, said, tokens_out=words, logprob=-float(words))
-                continue
-            logprobs = {c: log(max(said.get(c, 0.0), 1e-9)) for c in request.choices}
-            best = max(logprobs, key=lambda choice: logprobs[choice])
-            yield Completion(
-                request.request_id,
-                best,
-                tokens_out=1,
-                logprob=log(min(1.0, exp(logprobs[best]))),
-                choice_logprobs=logprobs,
-            )
+            with self.meter.working():
+                completion = self._answer(request)
+            yield completion
+
+    def _answer(self, request: Request) -> Completion:
+        try:
+            said = self._script(request)
+        except ValueError as error:
+            return Completion(request.request_id, error=str(error))
+        if isinstance(said, str):
+            words = len(said.split())
+            return Completion(request.request_id, said, tokens_out=words, logprob=-float(words))
+        logprobs = {choice: log(max(said.get(choice, 0.0), 1e-9)) for choice in request.choices}
+        best = max(logprobs, key=lambda choice: logprobs[choice])
+        return Completion(
+            request.request_id, best, tokens_out=1, logprob=log(min(1.0, exp(logprobs[best]))),
+            choice_logprobs=logprobs,
+        )  # fmt: skip
 
     def close(self) -> None:
         """Nothing to free."""

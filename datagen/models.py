@@ -1,6 +1,7 @@
-"""Which model is meant: `embedded:NAME`, a folder, or a hub id; and what pins its weights.
+"""Which model is meant: `embedded:NAME`, a folder, a hub id, or `served:NAME`; and what pins its weights.
 
-A revision is part of every key, so rows made with other weights under the same name are other rows.
+A revision is part of every key, so rows made with other weights under the same name are other rows. Of a model that
+only a server has nobody here knows the weights: its revision is empty, and its name is all that pins it.
 """
 
 from __future__ import annotations
@@ -16,12 +17,17 @@ from pathlib import Path
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError, nearest
 
 EMBEDDED = "embedded:"
+SERVED = "served:"
 MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model", "*.py"]
 """What is fetched from the hub: never a pickle. `*.py` runs only where an engine is told to trust it."""
 
 
 def resolve(model: str) -> str:
-    """A folder of weights, or a hub id; asks nobody."""
+    """A folder of weights, a hub id, or the name of a model that only a server has; asks nobody."""
+    if model.startswith(SERVED):
+        if not model.removeprefix(SERVED).strip():
+            raise UserError("served: needs the name that the server gives the model.", "--model served:NAME")
+        return model
     if model.startswith(EMBEDDED):
         name = model.removeprefix(EMBEDDED)
         shipped = Path(str(resources.files("vlm_rlaif.datagen") / "embedded"))
@@ -42,7 +48,7 @@ def resolve(model: str) -> str:
     if "/" not in model:
         raise UserError(
             f"There is no model {model!r}.",
-            "Give a folder, a hub id such as owner/name, or embedded:judge.",
+            "Give a folder, a hub id such as owner/name, embedded:judge, or served:NAME with a --server.",
         )
     return model
 
@@ -50,9 +56,14 @@ def resolve(model: str) -> str:
 def download(model: str) -> str:
     """A folder with exactly the weights that `revision` names; those of a hub id are fetched where they are missing.
 
-    Whatever loads a model loads this folder: a hub id may mean other weights by then.
+    Whatever loads a model loads this folder: a hub id may mean other weights by then. A served model has none.
     """
     found = resolve(model)
+    if model.startswith(SERVED):
+        raise UserError(
+            f"{model} is a model that only a server has: nothing here can load it.",
+            "--server http://HOST:PORT/v1 asks the server; a folder or a hub id can be loaded.",
+        )
     if Path(found).is_dir():
         return found
     commit = revision(model)
@@ -70,8 +81,11 @@ def download(model: str) -> str:
 
 @functools.cache
 def revision(model: str) -> str:
-    """Hash of the configuration and weights of a folder; the cached commit of a hub id."""
-    folder = Path(resolve(model))
+    """Hash of the configuration and weights of a folder; the cached commit of a hub id; of a served model nothing."""
+    found = resolve(model)
+    if model.startswith(SERVED):
+        return ""
+    folder = Path(found)
     if folder.is_dir():
         digest = hashlib.blake2b(digest_size=10)
         for file in sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")]):

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
-from vlm_rlaif.datagen.plan import asked_by, model_spec, part
+from vlm_rlaif.datagen.plan import model_spec, part, questions_of
 from vlm_rlaif.datagen.stages.caption import text_of
+from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.datagen.stages.respond import seed_of
 from vlm_rlaif.warehouse.config import Evaluation, Recipe, Responding, Sampling
 from vlm_rlaif.warehouse.records import Answer, Record, Spec, row_id
@@ -23,8 +24,7 @@ class AnswerStage:
 
     settings: Responding
     spec: Spec
-    ask_spec: str | None
-    """Questions of this spec are answered beside the imported ones."""
+    questions: Questions
     split: str
     most: int | None = None
     """At most this many questions, in the order of their ids."""
@@ -39,7 +39,7 @@ class AnswerStage:
         return warehouse.stream(
             "SELECT q.question_id, q.text, v.video_id, v.uri, s.sample_index FROM"
             " (SELECT q.* FROM questions q JOIN videos v USING (video_id)"
-            "  WHERE v.split = $split AND v.status = 'ok' AND (q.spec_id IS NULL OR q.spec_id = $ask)"
+            f"  WHERE v.split = $split AND v.status = 'ok' AND {self.questions.where}"
             "  ORDER BY q.question_id LIMIT $most) q"
             " JOIN videos v USING (video_id)"
             " CROSS JOIN (SELECT unnest(range($samples)) AS sample_index) s"
@@ -47,7 +47,7 @@ class AnswerStage:
             " AND a.spec_id = $spec AND a.sample_index = s.sample_index))"
             " ORDER BY q.video_id, q.question_id, s.sample_index",
             {
-                "everything": everything, "split": self.split, "ask": self.ask_spec,
+                "everything": everything, "split": self.split, **self.questions.parameters,
                 "samples": self.settings.samples, "spec": self.spec.spec_id,
                 "most": self.most if self.most is not None else 2**40,
             },
@@ -62,7 +62,7 @@ class AnswerStage:
         return Request(
             row["row_id"], said.user, said.system,
             VideoPart.of(warehouse, row, self.settings.frames),
-            sampling=self.settings.sampling, seed=seed_of(row["row_id"]),
+            sampling=self.settings.sampling, seed=seed_of(row["row_id"]), adapter=self.settings.adapter,
         )  # fmt: skip
 
     def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
@@ -70,21 +70,28 @@ class AnswerStage:
             Answer(
                 answer_id=row["row_id"], benchmark=self.benchmark, question_id=row["question_id"],
                 spec_id=self.spec.spec_id, sample_index=row["sample_index"],
-                text=text_of(completion), tokens=completion.tokens_out, run_id=run_id,
+                text=text_of(completion), tokens=completion.tokens_out,
+                cached_tokens=completion.cached_tokens, run_id=run_id,
             )
         ]  # fmt: skip
 
 
 def answer_stage(
-    recipe: Recipe, model: str | None = None, *, samples: int = 1, split: str | None = None
-) -> AnswerStage:
-    """Greedy answers with one sample, sampled ones with more; `model` None = the policy's start."""
+    recipe: Recipe, model: str | None = None, adapter: str | None = None, *,
+    samples: int = 1, split: str | None = None,
+) -> AnswerStage:  # fmt: skip
+    """Greedy answers with one sample, sampled ones with more.
+
+    `model` None = the policy's start, as the recipe answers with it. Another model goes without the recipe's adapter.
+    """
     evaluate, respond = recipe.evaluate or Evaluation(), part(recipe, "respond")
+    if adapter is None:
+        adapter = respond.adapter if model in (None, respond.model) else ""
     greedy = Sampling(max_new_tokens=respond.sampling.max_new_tokens)
     settings = dataclasses.replace(
-        respond, model=model or respond.model, samples=samples,
+        respond, model=model or respond.model, adapter=adapter, samples=samples, also=[],
         sampling=greedy if samples == 1 else respond.sampling,
     )  # fmt: skip
     where = split or evaluate.split
     spec = model_spec("answer", settings, {"split": where})  # so that figures of one spec are those of one split
-    return AnswerStage(settings, spec, asked_by(recipe), where, evaluate.max_questions)
+    return AnswerStage(settings, spec, questions_of(recipe), where, evaluate.max_questions)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vlm_rlaif.datagen.cli import run_stages, stage_options
+from vlm_rlaif.datagen.cli import adapter_option, engine_options, engine_settings, run_stages, stage_options
 from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, finish, print_rows, warehouse_argument
 from vlm_rlaif.warehouse.errors import UserError
 
@@ -22,16 +22,25 @@ if TYPE_CHECKING:
     from vlm_rlaif.warehouse.store import Warehouse
 
 
+round_option = click.option(
+    "--round", "number", type=click.IntRange(min=1), default=1, show_default=True,
+    help="With the policy that the round before has trained in place of its start.",
+)  # fmt: skip
+
+
 @click.command()
 @click.argument("arguments", nargs=-1, metavar="[WAREHOUSE] RECIPE")
 @click.option("--into", type=click.Path(path_type=Path), help="Work in DIR/warehouse.duckdb.")
 @click.option("--model", help="Use this model for every stage (folder, hub id, embedded:NAME).")
-@click.option("--engine", "engine_name", default="auto", show_default=True,
-              type=click.Choice(["auto", "transformers", "vllm"]), help="What runs the model.")  # fmt: skip
+@engine_options
+@click.option("--shard", metavar="I/N", help="Only the I-th of N parts of the videos, and no training.")
+@click.option("--max-hours", type=click.FloatRange(min=0), help="Ask models nothing after this time, nor train.")
 @click.option("--retry-failed", is_flag=True, help="Try failed rows once more.")
+@round_option
 def run(
-    arguments: tuple[str, ...], into: Path | None, model: str | None, engine_name: str, retry_failed: bool
-) -> int:
+    arguments: tuple[str, ...], into: Path | None, model: str | None, shard: str | None, max_hours: float | None,
+    retry_failed: bool, number: int, **engine: Any,
+) -> int:  # fmt: skip
     """Run a whole recipe: `run shapes --into demo`, or `run w.duckdb recipe.yaml --model M`."""
     if len(arguments) != (1 if into else 2):
         raise UserError(
@@ -40,13 +49,25 @@ def run(
         )
     import time
 
-    from vlm_rlaif.eval.conductor import place, travel
+    from vlm_rlaif.datagen.portion import Portion, Shard
+    from vlm_rlaif.eval.conductor import OutOfTime, place, travel
+    from vlm_rlaif.train.rounds import of_round
     from vlm_rlaif.warehouse.config import load
 
     started = time.monotonic()
+    settings = engine_settings(**engine)
+    portion = Portion(None, retry_failed, Shard.parse(shard) if shard else None, max_hours)
     recipe = load(arguments[-1], model)
     warehouse = place(recipe, into, Path(arguments[0]))
-    recipe, journey = travel(warehouse, recipe, engine_name, retry_failed=retry_failed)
+    recipe = of_round(warehouse, recipe, number)
+    try:
+        recipe, journey = travel(warehouse, recipe, settings, portion)
+    except OutOfTime:
+        click.echo(f"Stopped after {max_hours} hours. The same command continues from here.")
+        return 0
+    if shard:
+        click.echo(f"Shard {shard} is done. When all are: vlm-rlaif merge {warehouse.path} OTHER_SHARDS...")
+        return EXIT_FAILED_ROWS if journey.failed else 0
     report(warehouse, recipe, journey)
     minutes, peak_gb = (time.monotonic() - started) / 60, peak_memory_gb()
     click.echo(f"{recipe.name}: {minutes:.1f} minutes, at most {peak_gb:.1f} GB of memory.")
@@ -97,21 +118,24 @@ def evaluate() -> None:
 
 
 RECIPE = click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file.")
-STAGES = ("caption", "ask", "respond", "label", "answer")
+STAGES = ("caption", "refine", "summarise", "ask", "answerable", "respond", "rate", "label", "answer")
 
 
 @evaluate.command()
 @stage_options
+@adapter_option
 @click.option("--samples", default=1, show_default=True, help="1 = greedy; more = sampled answers.")
 @click.option("--split", type=click.Choice(["train", "val", "test"]), help="Default: the recipe's.")
 def answer(
-    warehouse: Path, recipe_name: str, model: str | None, samples: int, split: str | None, **options: Any
-) -> int:
+    warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, samples: int, split: str | None,
+    **options: Any,
+) -> int:  # fmt: skip
     """Let a model answer the questions of a split (default model: the policy's start)."""
     from vlm_rlaif.eval.answer import answer_stage
     from vlm_rlaif.warehouse.config import load
 
-    stage = answer_stage(load(recipe_name), model, samples=samples, split=split)
+    whole = str(Path(adapter).expanduser().resolve()) if adapter else None
+    stage = answer_stage(load(recipe_name), model, whole, samples=samples, split=split)
     return run_stages(warehouse, [stage], **options)
 
 
@@ -130,31 +154,48 @@ def score(warehouse: Path, as_json: bool) -> int:
 @warehouse_argument
 @RECIPE
 @click.option("--model", help="The model that the stages used instead of the recipe's.")
-def report_command(warehouse: Path, recipe_name: str, model: str | None) -> None:
+@round_option
+def report_command(warehouse: Path, recipe_name: str, model: str | None, number: int) -> None:
     """Print the figures of a recipe and write report.html, from the rows that stand."""
     from vlm_rlaif.eval.conductor import Journey
+    from vlm_rlaif.train.rounds import of_round
     from vlm_rlaif.train.run import standing
     from vlm_rlaif.warehouse.config import load
     from vlm_rlaif.warehouse.store import Warehouse
 
     opened = Warehouse.open(warehouse)
-    recipe, trained = standing(opened, load(recipe_name, model))
+    recipe, trained = standing(opened, of_round(opened, load(recipe_name, model), number))
     report(opened, recipe, Journey(trained=trained))
 
 
 def versions(recipe: Recipe, stage: str, arm: str | None) -> list[Stage]:
     """The forms of a stage that a recipe runs: a judge's arms, greedy and sampled answers."""
-    from vlm_rlaif.datagen.plan import ask_stage, caption_stage, part, respond_stage
+    from vlm_rlaif.datagen.plan import (
+        answerable_stage,
+        ask_stage,
+        caption_stage,
+        part,
+        refine_stages,
+        summarise_stage,
+    )
+    from vlm_rlaif.datagen.policies import respond_stages
     from vlm_rlaif.eval.answer import answer_stage
     from vlm_rlaif.feedback.label import label_stage
+    from vlm_rlaif.feedback.rate import rate_stages
 
     if stage == "label":
         return [label_stage(recipe, chosen) for chosen in ([arm] if arm else part(recipe, "label").arms)]
     if stage == "answer":
         most = recipe.evaluate.best_of if recipe.evaluate else 0
         return [answer_stage(recipe, samples=samples) for samples in (1, most) if samples]
+    if stage == "respond":
+        return [*respond_stages(recipe)]
+    if stage == "rate":
+        return [*rate_stages(recipe)]
+    if stage == "refine":
+        return [*refine_stages(recipe)]
     makers: dict[str, Callable[[Recipe], Stage]] = {
-        "caption": caption_stage, "ask": ask_stage, "respond": respond_stage,
+        "caption": caption_stage, "summarise": summarise_stage, "ask": ask_stage, "answerable": answerable_stage,
     }  # fmt: skip
     return [makers[stage](recipe)]
 
@@ -170,6 +211,7 @@ def show_prompt(
     warehouse: Path, stage: str, recipe_name: str, model: str | None, row: str | None, arm: str | None
 ) -> None:
     """Print the finished prompt of a stage for a row, done or pending, without loading a model."""
+    from vlm_rlaif.datagen.preview import Preview
     from vlm_rlaif.warehouse.config import load
     from vlm_rlaif.warehouse.store import Warehouse
 
@@ -184,14 +226,4 @@ def show_prompt(
             f"The stage {stage} has no row {row or 'at all'} for this recipe.",
             f"vlm-rlaif tables {warehouse}",
         )
-    request = made.request(opened, found)
-    click.echo(f"row      {found['row_id']}\nmodel    {made.spec.model}\nprompt   {made.spec.prompt}")
-    if request.video:
-        span = "" if request.video.start_s is None else f" {request.video.start_s}-{request.video.end_s} s"
-        frames = request.video.frames
-        click.echo(f"video    {request.video.path}{span}: {frames.count} frames, each {frames.repeat} times")
-    if request.choices:
-        click.echo(f"choices  {' '.join(request.choices)}")
-    if request.system:
-        click.echo(f"--- system ---\n{request.system}")
-    click.echo(f"--- user ---\n{request.user}")
+    click.echo(Preview.of(made.spec, made.request(opened, found)))

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import click
 
 from vlm_rlaif.datagen import models, prompt
-from vlm_rlaif.datagen.engines.make import Engines
-from vlm_rlaif.datagen.job import Stage, run_stage
+from vlm_rlaif.datagen.engines.make import Engines, EngineSettings
+from vlm_rlaif.datagen.job import Stage, run_models
 from vlm_rlaif.datagen.plan import (
+    answerable_stage,
     ask_stage,
+    asked_by,
     caption_stage,
     clip_method,
     context_spec,
+    fill_templates,
+    narrate_videos,
     part,
-    respond_stage,
+    questions_of,
+    refine_stages,
+    summarise_stage,
 )
+from vlm_rlaif.datagen.policies import pairs_of, respond_stages
+from vlm_rlaif.datagen.portion import Portion, Shard
 from vlm_rlaif.datagen.shapes.add import add_world
+from vlm_rlaif.datagen.stages.answerable import left_out
 from vlm_rlaif.datagen.stages.clip import clip
-from vlm_rlaif.datagen.stages.context import context
-from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.figures import (
     Figures,
@@ -38,6 +45,7 @@ from vlm_rlaif.eval.figures import (
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
 from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.rate import rate_stages
 from vlm_rlaif.train.jobs import Trained
 from vlm_rlaif.train.run import (
     MERGED,
@@ -54,13 +62,19 @@ from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
-AskModel = Callable[[Stage], None]
+AskModel = Callable[[Sequence[Stage]], None]
+"""Runs stages that ask models; those of the same model together."""
+
+
+class OutOfTime(Exception):
+    """The hours that a run was given are over; what it has done is kept."""
 
 
 @dataclass(slots=True)
 class Journey:
     """What a run of a recipe did."""
 
+    portion: Portion = field(default_factory=Portion)
     outcomes: list[Outcome] = field(default_factory=list)
     trained: dict[str, Trained] = field(default_factory=dict)
     """By role: `sft`, `rm`, `rm_text_only`, `policy`."""
@@ -74,31 +88,39 @@ class Journey:
             self.outcomes.append(outcome)
             click.echo(f"  {outcome}")
 
-    def add_trained(self, role: str, trained: Trained) -> Trained:
-        self.trained[role] = trained
+    def train(self, role: str, train: Callable[[], Trained]) -> Trained:
+        """Train a model, or take the one that stands; raises `OutOfTime`."""
+        if self.portion.over:
+            raise OutOfTime
+        trained = self.trained[role] = train()
         click.echo(f"  {role.replace('_', ' ')}: {trained.where}")
         return trained
 
 
 def travel(
-    warehouse: Warehouse, recipe: Recipe, engine_name: str = "auto", *, retry_failed: bool = False
+    warehouse: Warehouse, recipe: Recipe, engine: EngineSettings | None = None, portion: Portion | None = None
 ) -> tuple[Recipe, Journey]:
-    """Run every stage that the recipe has a part for.
+    """Run every stage that the recipe has a part for. Of a shard nothing is trained: its rows are to be united first.
 
-    Returned with the recipe as it was run: after fine-tuning, the policy starts as the fine-tuned model.
+    Returned with the recipe as it was run: after fine-tuning, the policy starts as the fine-tuned model. Raises
+    `OutOfTime` when the portion's hours are over before the work is.
     """
     check(recipe)
-    if trainers(recipe):
+    portion = portion or Portion()
+    if trainers(recipe) and portion.shard is None:
         require_packages()
-    journey, engines = Journey(), Engines(engine_name)
+    journey, engines = Journey(portion), Engines(engine)
 
-    def ask_model(stage: Stage) -> None:
-        model = engines.of(stage.spec.model)
-        journey.add(run_stage(warehouse, stage, model, retry_failed=retry_failed))
+    def ask_model(stages: Sequence[Stage]) -> None:
+        journey.add(*run_models(warehouse, stages, engines.of, portion))
+        if any(outcome.left for outcome in journey.outcomes):
+            raise OutOfTime
 
     try:
-        recipe = generate(warehouse, recipe, journey, ask_model)
+        recipe = generate(warehouse, recipe, journey, ask_model, portion.shard)
         engines.close()  # a GPU is not big enough for an engine and a trainer
+        if portion.shard is not None:
+            return recipe, journey
         learn(warehouse, recipe, journey)
         if recipe.evaluate is not None and recipe.respond is not None:
             evaluate(warehouse, recipe, journey, ask_model)
@@ -113,8 +135,9 @@ def check(recipe: Recipe) -> None:
         "clip": lambda: clip_method(recipe),
         "caption": lambda: caption_stage(recipe),
         "context": lambda: context_spec(recipe),
-        "ask": lambda: ask_stage(recipe),
-        "respond": lambda: respond_stage(recipe),
+        "ask": lambda: [asked_by(recipe), questions_of(recipe)],
+        "respond": lambda: pairs_of(recipe),
+        "rate": lambda: rate_stages(recipe),
         "label": lambda: [label_stage(recipe, arm) for arm in part(recipe, "label").arms],
     }
     for name, make in makers.items():
@@ -136,39 +159,74 @@ def trainers(recipe: Recipe) -> list[FineTuning | Rewarding | PPO]:
     return [settings for settings in (recipe.sft, recipe.reward, recipe.ppo) if settings is not None]
 
 
-def generate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> Recipe:
+def generate(
+    warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel, shard: Shard | None = None
+) -> Recipe:  # fmt: skip
     """Videos, clips, captions, contexts, questions, then the policy's responses to them, pairs and labels."""
     if recipe.world is not None:
         journey.add(*add_world(warehouse, recipe.world))
     if recipe.clip is not None:
-        journey.add(clip(warehouse, recipe.clip))
+        journey.add(clip(warehouse, recipe.clip, shard))
     if recipe.caption is not None:
-        ask_model(caption_stage(recipe))
+        ask_model([caption_stage(recipe)])
     if recipe.context is not None:
-        captions = caption_stage(recipe).spec.spec_id
-        journey.add(context(warehouse, context_spec(recipe), captions, clip_method(recipe)))
+        write_contexts(warehouse, recipe, journey, ask_model)
     if recipe.ask is not None:
-        ask_model(ask_stage(recipe))
+        write_questions(warehouse, recipe, journey, ask_model)
     if recipe.sft is not None:
-        recipe = after_sft(recipe, journey.add_trained("sft", train_sft(warehouse, recipe)))
+        recipe = after_sft(recipe, journey.train("sft", lambda: train_sft(warehouse, recipe)))
     if recipe.respond is not None:
-        ask_model(respond_stage(recipe))
-        journey.add(pair(warehouse, respond_stage(recipe).spec.spec_id))
-    if recipe.label is not None:
-        for arm in recipe.label.arms:
-            ask_model(label_stage(recipe, arm))
+        ask_model(respond_stages(recipe))
+        compare(warehouse, recipe, journey, ask_model)
     return recipe
+
+
+def compare(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:
+    """Ratings, pairs and labels of the responses. Pairs that are chosen by ratings wait for them."""
+    pairs = pairs_of(recipe)
+    judge: list[Stage] = [*rate_stages(recipe)] if recipe.rate is not None else []
+    if pairs.ratings:
+        ask_model(judge)
+        judge = []
+    journey.add(pairs.make(warehouse))
+    judge += [label_stage(recipe, arm) for arm in recipe.label.arms] if recipe.label is not None else []
+    ask_model(judge)
+
+
+def write_contexts(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:
+    """The captions joined, written anew by a model in every round, and summed up where they are too long."""
+    journey.add(narrate_videos(warehouse, recipe))
+    for stage in refine_stages(recipe):
+        ask_model([stage])
+    if part(recipe, "context").summarise is not None:
+        stage = summarise_stage(recipe)
+        passed = stage.pass_short(warehouse)
+        journey.add(*([passed] if passed.written else []))
+        ask_model([stage])
+
+
+def write_questions(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:
+    """Questions by a model or from templates, and whether they can be answered."""
+    settings = part(recipe, "ask")
+    if settings.templates:
+        journey.add(fill_templates(warehouse, recipe))
+    else:
+        ask_model([ask_stage(recipe)])
+    if settings.answerable is not None:
+        ask_model([answerable_stage(recipe)])
+        if said := left_out(warehouse, answerable_stage(recipe)):
+            click.echo(f"  {said}")
 
 
 def learn(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     """Reward model, its text-only control, and the policy."""
     if recipe.reward is None:
         return
-    reward = journey.add_trained("rm", train_reward(warehouse, recipe))
+    reward = journey.train("rm", lambda: train_reward(warehouse, recipe))
     if recipe.evaluate is not None:
-        journey.add_trained("rm_text_only", train_reward(warehouse, text_only(recipe)))
+        journey.train("rm_text_only", lambda: train_reward(warehouse, text_only(recipe)))
     if recipe.ppo is not None:
-        journey.add_trained("policy", train_ppo(warehouse, recipe, reward))
+        journey.train("policy", lambda: train_ppo(warehouse, recipe, reward))
 
 
 def merged(journey: Journey) -> str | None:
@@ -181,13 +239,12 @@ def evaluate(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: 
     """Greedy and sampled answers of the start and of the trained policy, their truth, and who wins."""
     settings, policy = part(recipe, "evaluate"), merged(journey)
     for model in (None, policy) if policy else (None,):
-        ask_model(answer_stage(recipe, model))
-        if settings.best_of:
-            ask_model(answer_stage(recipe, model, samples=settings.best_of))
+        forms = (1, settings.best_of) if settings.best_of else (1,)
+        ask_model([answer_stage(recipe, model, samples=samples) for samples in forms])
     journey.add(score_answers(warehouse))
     if policy and settings.win_rate and recipe.label is not None:
         new, old = answer_stage(recipe, policy), answer_stage(recipe)
-        ask_model(win_stage(recipe, new.spec.spec_id, old.spec.spec_id))
+        ask_model([win_stage(recipe, new.spec.spec_id, old.spec.spec_id)])
 
 
 def measure(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> Figures:

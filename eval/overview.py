@@ -1,31 +1,45 @@
 """What a recipe would do, stage by stage, before any model is loaded: what stands, what is stale, what is left.
 
 Rows are counted, not read. Those whose inputs do not stand yet are computed from how many inputs will come. Nothing
-here imports torch. `Overview` covers the stages up to the labels; `overview_learning.py` goes on from there.
+here imports torch. `Overview` covers the stages up to the questions; `overview_comparing.py` goes on to the labels,
+`overview_learning.py` to the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from math import comb
 from typing import Any
 
 from vlm_rlaif.datagen.estimate import estimate, pace_s
 from vlm_rlaif.datagen.job import Stage
-from vlm_rlaif.datagen.plan import ask_stage, asked_by, caption_stage, clip_method, context_spec, respond_stage
+from vlm_rlaif.datagen.plan import (
+    answerable_stage,
+    ask_stage,
+    asked_by,
+    caption_stage,
+    clip_method,
+    narrative_spec,
+    part,
+    questions_of,
+    refine_stages,
+    summarise_stage,
+    template_spec,
+)
+from vlm_rlaif.datagen.portion import Portion
 from vlm_rlaif.datagen.shapes import world as shapes
 from vlm_rlaif.datagen.shapes.add import video_file, world_folder
 from vlm_rlaif.datagen.stages.clip import cut, method_name
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.datagen.stages.templates import unasked
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.inspection.specs import nearest
 from vlm_rlaif.warehouse.records import Spec
 from vlm_rlaif.warehouse.store import Warehouse
 
 MADE = {
-    "caption": "captions", "context": "contexts", "ask": "questions", "respond": "responses", "label": "labels",
-    "answer": "answers", "win": "scores",
+    "caption": "captions", "context": "contexts", "refine": "contexts", "summarise": "contexts", "ask": "questions",
+    "templates": "questions", "answerable": "ratings", "respond": "responses", "rate": "ratings",
+    "label": "labels", "answer": "answers", "win": "scores",
 }  # fmt: skip
 """Where the rows of a stage stand."""
 
@@ -62,6 +76,7 @@ class Line:
     prompt_tokens: int = 0
     seconds: float | None = None
     """None: no earlier run tells how long a row takes."""
+    gpu_hours: float = 0.0
     note: str = ""
     first: tuple[str, ...] = ()
     """Ids of the first pending rows."""
@@ -119,7 +134,7 @@ class Overview:
         waits_for = waits_for or self.waits_for
         made = self.made([form.stage.spec for form in forms])
         for form in forms:
-            found, spec = estimate(self.warehouse, form.stage, engine=self.engine), form.stage.spec
+            found, spec = estimate(self.warehouse, form.stage, Portion(), self.engine), form.stage.spec
             counts = made[spec.spec_id] | {"pending": found.rows, "failed": found.failed}
             if waits_for:
                 stale = counts["stands"] + counts["stale"] if self.waits_for else 0
@@ -133,6 +148,7 @@ class Overview:
                     spec_id=None if waits_for else spec.spec_id, note=f"waits for {waits_for}" if waits_for else "",
                     frames=found.frames * rows, prompt_tokens=round(found.tokens * rows),
                     seconds=found.pace_s * rows if found.pace_s is not None else None,
+                    gpu_hours=found.gpu_pace_s * rows / 3600,
                     first=() if waits_for else found.first,
                 )
             )  # fmt: skip
@@ -152,7 +168,7 @@ class Overview:
                 found[like["spec_id"]]["stale"] += counted.get(other["spec_id"], 0)
         return found
 
-    # The stages up to the labels
+    # The stages up to the questions
 
     def generate(self) -> None:
         """Videos, clips, captions, contexts and questions."""
@@ -172,8 +188,14 @@ class Overview:
             self.asked([Form(caption_stage(self.recipe), total=self.expected("clip"))])
         if self.recipe.context is not None:
             self._context(len(unrendered))
+            self._rewrites()
         if self.recipe.ask is not None:
-            self._ask()
+            if self.recipe.ask.templates:
+                self._templates(len(unrendered))
+            else:
+                self._ask()
+            if self.recipe.ask.answerable is not None:
+                self._answerable()
 
     def _unrendered(self) -> list[shapes.ShapesVideo]:
         """Videos of the recipe's shapes world that are not in the warehouse."""
@@ -193,15 +215,25 @@ class Overview:
             " AND NOT EXISTS (SELECT 1 FROM clips c WHERE c.video_id = v.video_id AND c.method = ?)",
             [method],
         )
+        there = {
+            "stands": self.count("count(*) FROM clips WHERE method = $m", m=method),
+            "stale": self.count("count(*) FROM clips WHERE method <> $m", m=method),
+        }
+        if recipe.scenes is not None:
+            videos = len(uncut) + len(unrendered)
+            note = "one clip per video, or more" if videos else ""
+            return self.derived("clip", **there, later=videos, bound="about", note=note)
         self.derived(
-            "clip", stands=self.count("count(*) FROM clips WHERE method = $m", m=method),
-            stale=self.count("count(*) FROM clips WHERE method <> $m", m=method),
-            pending=sum(len(cut(row["duration_s"], recipe)) for row in uncut),
+            "clip", **there, pending=sum(len(cut(row["duration_s"], recipe)) for row in uncut),
             later=sum(len(cut(video.duration_s, recipe)) for video in unrendered),
         )  # fmt: skip
 
     def _context(self, unrendered: int) -> None:
-        spec, captions, method = context_spec(self.recipe), caption_stage(self.recipe).spec, clip_method(self.recipe)
+        spec, captions, method = (
+            narrative_spec(self.recipe),
+            caption_stage(self.recipe).spec,
+            clip_method(self.recipe),
+        )
         ready = self.count(
             "count(*) FROM (SELECT c.video_id FROM clips c LEFT JOIN captions x ON x.clip_id = c.clip_id"
             " AND x.spec_id = $captions WHERE c.method = $method AND NOT EXISTS (SELECT 1 FROM contexts t"
@@ -214,6 +246,36 @@ class Overview:
         later = max(0, videos - made["stands"] - ready) if self.work("caption") else 0
         self.derived("context", spec_id=spec.spec_id, pending=ready, later=later, bound="at most", **made)
 
+    def _rewrites(self) -> None:
+        """Every context of the line before is written anew, or passed on as it is."""
+        settings = part(self.recipe, "context")
+        forms = [(stage, f"round {number}") for number, stage in enumerate(refine_stages(self.recipe), 1)]
+        if settings.summarise is not None:
+            forms.append((summarise_stage(self.recipe), f"above {settings.summarise.above_words} words"))
+        for stage, form in forms:
+            before, rounds = self.lines[-1], [each.spec for each, _ in forms if each.name == stage.name]
+            self.asked([Form(stage, form, total=before.stands + before.work, bound="at most")])
+            stale = self.made(rounds)[stage.spec.spec_id]["stale"]  # another round of this recipe is not stale
+            self.lines[-1] = replace(self.lines[-1], stale=stale)
+
+    def _templates(self, unrendered: int) -> None:
+        spec, templates = template_spec(self.recipe), part(self.recipe, "ask").templates
+        ready = [len(written) for _, written in unasked(self.warehouse, spec, templates)]
+        videos = unrendered + self.count(
+            "count(*) FROM videos v WHERE status = 'ok' AND duration_s > 0 AND NOT EXISTS (SELECT 1 FROM questions q"
+            " WHERE q.video_id = v.video_id AND (q.spec_id IS NULL OR q.spec_id = $spec))",
+            spec=spec.spec_id,
+        )
+        made = self.made([spec])[spec.spec_id]
+        later = (videos - len(ready)) * len(templates)
+        self.derived("templates", spec_id=spec.spec_id, pending=sum(ready), later=later, bound="about", **made)
+
+    def _answerable(self) -> None:
+        stage = answerable_stage(self.recipe)
+        written = self.count("count(*) FROM questions WHERE spec_id = $ask", ask=stage.ask_spec)
+        coming = round(self.work("ask") * self._questions_per_request()) + self.work("templates")
+        self.asked([Form(stage, total=written + coming, bound="about")])
+
     def _ask(self) -> None:
         stage = ask_stage(self.recipe)
         unasked = self.count(
@@ -221,18 +283,21 @@ class Overview:
             " WHERE q.video_id = v.video_id AND (q.spec_id IS NULL OR q.spec_id = $spec))",
             spec=stage.spec.spec_id,
         )
-        later = max(0, unasked - len(stage.pending(self.warehouse))) if self.work("context") else 0
+        coming = any(self.work(made) for made in ("context", "refine", "summarise"))
+        later = max(0, unasked - len(stage.pending(self.warehouse))) if coming else 0
         self.asked([Form(stage, "one request per video", later=later, bound="at most")])
 
     def questions(self, split: str | None = None) -> tuple[int, int]:
         """Questions that the recipe reads: those that stand, and about how many will come."""
+        read = questions_of(self.recipe)
         there = self.count(
             "count(*) FROM questions q JOIN videos v USING (video_id) WHERE v.status = 'ok'"
-            " AND (q.spec_id IS NULL OR q.spec_id = $ask) AND ($split IS NULL OR v.split = $split)",
-            ask=asked_by(self.recipe), split=split,
+            f" AND {read.where} AND ($split IS NULL OR v.split = $split)",
+            split=split, **read.parameters,
         )  # fmt: skip
         if split is None:
-            return there, self.work("questions") + round(self.work("ask") * self._questions_per_request())
+            written = round(self.work("ask") * self._questions_per_request()) + self.work("templates")
+            return there, self.work("questions") + (self.work("answerable") if read.answerable_spec else written)
         return there, round(self.questions()[1] * SHARES[split])
 
     def _questions_per_request(self) -> float:
@@ -242,48 +307,3 @@ class Overview:
             "SELECT count(*) / nullif(count(DISTINCT video_id), 0) FROM questions WHERE spec_id = ?", [spec]
         )
         return found or 1.0
-
-    def answer_and_judge(self) -> None:
-        """Responses, pairs and labels."""
-        if self.recipe.respond is None:
-            return
-        stage = respond_stage(self.recipe)
-        bound = "about" if self.work("ask") else "at most"
-        self.asked([Form(stage, total=stage.recipe.samples * sum(self.questions()), bound=bound)])
-        self._pair(stage.spec, stage.recipe.samples)
-        if self.recipe.label is not None:
-            self._label(self.recipe.label.arms)
-
-    def _pair(self, respond: Spec, samples: int) -> None:
-        ready = self.count(
-            "count(*) FROM responses a JOIN responses b ON b.question_id = a.question_id AND b.spec_id = a.spec_id"
-            " AND b.response_id > a.response_id AND b.text <> a.text WHERE a.spec_id = $spec AND NOT EXISTS"
-            " (SELECT 1 FROM pairs p WHERE p.response_a = a.response_id AND p.response_b = b.response_id)",
-            spec=respond.spec_id,
-        )  # fmt: skip
-        looked_at = self.count(
-            "sum(n * (n - 1) // 2) FROM (SELECT count(*) AS n FROM responses WHERE spec_id = $spec"
-            " GROUP BY question_id)",
-            spec=respond.spec_id,
-        )
-        (made,) = self.warehouse.rows(
-            "SELECT count(*) FILTER (s.spec_id = $spec) AS stands, count(*) FILTER (s.spec_id <> $spec) AS stale"
-            " FROM pairs p JOIN responses r ON r.response_id = p.response_a JOIN specs s USING (spec_id)"
-            " WHERE s.stage = 'respond'",
-            {"spec": respond.spec_id},
-        )
-        most = sum(self.questions()) * comb(samples, 2)
-        if self.waits_for:
-            return self.derived(
-                "pair", stale=sum(made.values()), later=most, bound="at most", note=f"waits for {self.waits_for}"
-            )
-        later = most - looked_at if self.work("respond") else 0
-        self.derived("pair", **made, pending=ready, later=later, bound="at most")
-
-    def _label(self, arms: Sequence[str]) -> None:
-        forms = []
-        for arm in arms:
-            unfinished = self.work("pair") or (arm == "context" and self.work("context"))
-            total = 2 * self.expected("pair") if unfinished else None
-            forms.append(Form(label_stage(self.recipe, arm), arm, total=total, bound="at most"))
-        self.asked(forms)

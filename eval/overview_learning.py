@@ -1,4 +1,4 @@
-"""The second half of an overview: what would be trained, from how many rows, and what would be evaluated then."""
+"""The last part of an overview: what would be trained, from how many rows, and what would be evaluated then."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from vlm_rlaif.datagen.estimate import pace_s
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.overview import Form, Line, Overview
+from vlm_rlaif.eval.overview_comparing import answer_and_judge
 from vlm_rlaif.eval.truth import METRICS
 from vlm_rlaif.eval.win import win_stage
 from vlm_rlaif.train.jobs import Job, Trained, find
@@ -22,7 +23,7 @@ def overview(warehouse: Warehouse, recipe: Recipe, engine: str = "auto") -> list
     made.generate()
     if recipe.sft is not None:
         _fine_tune(made)
-    made.answer_and_judge()
+    answer_and_judge(made)
     policy = _learn(made) if recipe.reward is not None else None
     if recipe.evaluate is not None and recipe.respond is not None:
         _evaluate(made, recipe.evaluate, policy)

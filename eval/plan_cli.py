@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vlm_rlaif.datagen.engines import ENGINES
 from vlm_rlaif.warehouse.cli import print_rows, warehouse_argument
 from vlm_rlaif.warehouse.errors import UserError
 
@@ -22,21 +23,28 @@ if TYPE_CHECKING:
 @click.argument("recipe_name", metavar="RECIPE")
 @click.option("--model", help="Use this model for every stage, as `run` would.")
 @click.option(
-    "--engine", "engine_name", default="auto", show_default=True, type=click.Choice(["auto", "transformers", "vllm"]),
+    "--engine", "engine_name", default="auto", show_default=True, type=click.Choice(ENGINES),
     help="Whose pace in earlier runs counts.",
 )  # fmt: skip
+@click.option("--round", "number", type=click.IntRange(min=1), default=1, help="As `run` would with it.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the ids of the first pending rows.")
-def plan(warehouse: Path, recipe_name: str, model: str | None, engine_name: str, as_json: bool) -> None:
+def plan(
+    warehouse: Path, recipe_name: str, model: str | None, engine_name: str, number: int, as_json: bool
+) -> None:  # fmt: skip
     """Say what `run` would compute, stage by stage, and what it would cost. No model is loaded."""
+    from vlm_rlaif.datagen.engines.make import EngineSettings
     from vlm_rlaif.eval.conductor import check
     from vlm_rlaif.eval.overview_learning import overview
+    from vlm_rlaif.train.rounds import of_round
     from vlm_rlaif.warehouse.config import load
     from vlm_rlaif.warehouse.store import Warehouse
 
-    opened, recipe = Warehouse.open(warehouse), load(recipe_name, model)
+    opened = Warehouse.open(warehouse)
+    recipe = of_round(opened, load(recipe_name, model), number)
     check(recipe)
-    lines = overview(opened, recipe, engine_name)
+    lines = overview(opened, recipe, EngineSettings(engine_name).chosen)
     command = f"vlm-rlaif run {warehouse} {recipe_name}" + (f" --model {model}" if model else "")
+    command += f" --round {number}" if number > 1 else ""
     if as_json:
         shown = {"stages": [asdict(line) for line in lines], "total": totals(lines), "command": command}
         click.echo(json.dumps(shown, indent=1))
@@ -56,6 +64,7 @@ def totals(lines: Sequence[Line]) -> dict[str, Any]:
         "frames": sum(line.frames for line in work),
         "prompt_tokens": sum(line.prompt_tokens for line in work),
         "seconds": sum(line.seconds or 0.0 for line in work),
+        "gpu_hours": sum(line.gpu_hours for line in work),
         "pace_unknown": sorted({line.stage for line in work if line.seconds is None}),
     }
 
@@ -83,6 +92,7 @@ def _summary(total: dict[str, Any]) -> str:
         return f"Everything stands: a run would write nothing{left}."
     unknown = ", ".join(total["pace_unknown"])
     time = f", about {in_words(total['seconds'])}" if total["seconds"] else ""
+    time += f" ({total['gpu_hours']:.2g} GPU hours)" if total["gpu_hours"] else ""
     time += f"{' and' if time else ','} the time of {unknown}, which never ran here" if unknown else ""
     return (
         f"{total['pending']:,} rows now, about {total['later']:,} later: {total['frames']:,} frames,"

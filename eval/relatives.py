@@ -7,6 +7,7 @@ question or video), made with another spec. The nearest shares most parts.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -14,11 +15,21 @@ from typing import Any
 import duckdb
 
 from vlm_rlaif.datagen.job import Stage
-from vlm_rlaif.datagen.plan import ask_stage, caption_stage, context_spec, respond_stage
+from vlm_rlaif.datagen.plan import (
+    answerable_stage,
+    ask_stage,
+    caption_stage,
+    context_spec,
+    narrative_spec,
+    refine_stages,
+    summarise_stage,
+)
+from vlm_rlaif.datagen.policies import respond_stages
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.overview import MADE, spec_column
 from vlm_rlaif.eval.win import win_stage
 from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.rate import rate_stages
 from vlm_rlaif.train.jobs import find
 from vlm_rlaif.train.run import MERGED, after_sft, sft_job, standing
 from vlm_rlaif.warehouse.config import Recipe
@@ -30,8 +41,10 @@ from vlm_rlaif.warehouse.records import Spec
 from vlm_rlaif.warehouse.store import Warehouse
 
 KEY = {
-    "caption": ("clip_id",), "ask": ("context_id",), "respond": ("question_id", "sample_index"),
-    "label": ("pair_id", "context_id", "shown_order"), "answer": ("question_id", "sample_index"),
+    "caption": ("clip_id",), "refine": ("base_context_id",), "summarise": ("base_context_id",),
+    "ask": ("context_id",), "answerable": ("question_id",), "respond": ("question_id", "sample_index"),
+    "rate": ("question_id", "response_id"), "label": ("pair_id", "context_id", "shown_order"),
+    "answer": ("question_id", "sample_index"),
     "win": ("answer_id", "old_id", "shown_order"),
 }  # fmt: skip
 """Stage -> what the id of a row is the hash of, beside its spec."""
@@ -40,10 +53,19 @@ RELATIVES = {
         "* FROM captions WHERE clip_id = $clip_id",
         "x.* FROM captions x JOIN clips c USING (clip_id) WHERE c.video_id = $video_id",
     ),
+    **dict.fromkeys(
+        ("refine", "summarise"),
+        ("* FROM contexts WHERE base_context_id = $base_context_id",),
+    ),
     "ask": ("* FROM questions WHERE video_id = $video_id AND spec_id IS NOT NULL",),
+    "answerable": ("* FROM ratings WHERE question_id = $question_id AND item = 'answerable'",),
     "respond": (
         "* FROM responses WHERE question_id = $question_id AND sample_index = $sample_index",
         "* FROM responses WHERE question_id = $question_id",
+    ),
+    "rate": (
+        "* FROM ratings WHERE response_id = $response_id",
+        "* FROM ratings WHERE question_id = $question_id AND item = 'quality'",
     ),
     "label": (
         "* FROM labels WHERE pair_id = $pair_id AND shown_order = $shown_order",
@@ -80,15 +102,22 @@ def _stages(warehouse: Warehouse, recipe: Recipe) -> Iterator[tuple[Recipe, Stag
     """Every stage of a recipe that asks a model, as far as its model stands, with the recipe as it is by then."""
     if recipe.caption is not None:
         yield recipe, caption_stage(recipe)
-    if recipe.ask is not None:
+    if recipe.context is not None:
+        yield from ((recipe, stage) for stage in refine_stages(recipe))
+    if recipe.context is not None and recipe.context.summarise is not None:
+        yield recipe, summarise_stage(recipe)
+    if recipe.ask is not None and not recipe.ask.templates:
         yield recipe, ask_stage(recipe)
+    if recipe.ask is not None and recipe.ask.answerable is not None:
+        yield recipe, answerable_stage(recipe)
     if recipe.sft is not None:
         if not (tuned := find(warehouse, sft_job(warehouse, recipe)[0])):
             return
         recipe = after_sft(recipe, tuned)
     if recipe.respond is None:
         return
-    yield recipe, respond_stage(recipe)
+    yield from ((recipe, stage) for stage in respond_stages(recipe))
+    yield from ((recipe, stage) for stage in (rate_stages(recipe) if recipe.rate else ()))
     for arm in recipe.label.arms if recipe.label else ():
         yield recipe, label_stage(recipe, arm)
     if recipe.evaluate is None:
@@ -134,7 +163,7 @@ def _relative(connection: duckdb.DuckDBPyConnection, stage: Stage, row: Row, spe
     """The nearest row over the same inputs; failing that, the nearest spec of the stage."""
     spec = asdict(stage.spec)
     for sql in RELATIVES[stage.name]:
-        given = {name: value for name, value in row.items() if f"${name}" in sql}
+        given = {name: value for name, value in row.items() if re.search(rf"\${name}\b", sql)}
         found = records(connection, f"SELECT {sql}", given)
         rows = {each["spec_id"]: each for each in found if each["spec_id"] in specs}
         if like := nearest(spec, (specs[spec_id] for spec_id in rows)):
@@ -158,6 +187,8 @@ def _upstream(recipe: Recipe) -> Iterator[Spec]:
     if recipe.caption is not None:
         yield caption_stage(recipe).spec
     if recipe.context is not None:
+        yield narrative_spec(recipe)
+        yield from (stage.spec for stage in refine_stages(recipe))
         yield context_spec(recipe)
     if recipe.respond is not None:
-        yield respond_stage(recipe).spec
+        yield from (stage.spec for stage in respond_stages(recipe))

@@ -12,7 +12,8 @@ import argparse
 from collections.abc import Callable
 
 from vlm_rlaif.datagen.engine import Engine
-from vlm_rlaif.datagen.engines.make import ENGINES, Engines
+from vlm_rlaif.datagen.engines import ENGINES
+from vlm_rlaif.datagen.engines.make import Engines, EngineSettings
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.datagen.stages.pair import pair
@@ -45,6 +46,8 @@ if __name__ == "__main__":
     arguments.add_argument("--engine", default="auto", choices=ENGINES)
     given = arguments.parse_args()
     opened = Warehouse.open(given.warehouse)
-    for outcome in batch_preferences(opened, load(given.recipe, given.model), Engines(given.engine).of):
+    for outcome in batch_preferences(
+        opened, load(given.recipe, given.model), Engines(EngineSettings(given.engine)).of
+    ):
         print(outcome)
     print(opened.preferences().select("question", "text_a", "text_b", "choice", "p_a", "strength"))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vlm_rlaif.datagen.engines.make import Engines
+from vlm_rlaif.datagen.engines.make import Engines, EngineSettings
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.feedback.label import label_stage
@@ -37,7 +37,7 @@ def train_from_warehouse(warehouse: Warehouse, recipe: Recipe, into: Path, *, mi
     export(into / "policy" / MERGED, trainer.backbone, POLICY)  # a plain checkpoint: any engine loads it
 
     respond = respond_stage(replace_models(recipe, str(into / "policy" / MERGED)))
-    return run_stage(warehouse, respond, Engines("transformers").of(respond.spec.model))
+    return run_stage(warehouse, respond, Engines(EngineSettings("transformers")).of(respond.spec.model))
 
 
 if __name__ == "__main__":

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.job import Unreadable
-from vlm_rlaif.datagen.plan import asked_by, context_spec, model_spec, part, respond_stage
+from vlm_rlaif.datagen.plan import context_spec, model_spec, part, questions_of
+from vlm_rlaif.datagen.policies import pairs_of
+from vlm_rlaif.datagen.stages.pair import Pairs
+from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
 from vlm_rlaif.warehouse.config import ARMS, Labeling, Recipe, Sampling
 from vlm_rlaif.warehouse.errors import UserError, nearest
@@ -29,24 +33,29 @@ class LabelStage:
 
     recipe: Labeling
     spec: Spec
-    respond_spec: str
-    ask_spec: str | None
-    """Pairs about questions of this spec are judged beside those about imported ones."""
+    pairs: Pairs
+    questions: Questions
     context_spec: str | None
     """Spec of the contexts that the judge reads; None = it judges without."""
     name: str = "label"
     needs: str = "pairs, and with context a narrative of their videos (vlm-rlaif datagen pair, datagen context)"
 
     def pending(self, warehouse: Warehouse, *, everything: bool = False) -> Spool:
-        missing = """
+        own: str | None = self.pairs.policies[0]
+        meant = "pairs"
+        asked: dict[str, Any] = {"spec": self.spec.spec_id, "everything": everything}
+        if self.pairs.chosen:
+            own, asked["ids"] = None, self.pairs.ids(warehouse)
+            meant = "(SELECT * FROM pairs SEMI JOIN (SELECT unnest($ids) AS pair_id) USING (pair_id))"
+        missing = f"""
             CREATE TEMP TABLE missing AS
             SELECT p.pair_id, p.question_id, p.response_a, p.response_b, o.shown_order
-            FROM pairs p CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
+            FROM {meant} p CROSS JOIN (VALUES ('ab'), ('ba')) o(shown_order)
             WHERE $everything OR NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id
                 AND l.spec_id = $spec AND l.shown_order = o.shown_order)
             """
         return warehouse.stream(
-            """
+            f"""
             SELECT m.pair_id, m.shown_order, q.text AS question, a.text AS text_a, b.text AS text_b,
                    v.video_id, v.uri, c.context_id, c.text AS context
             FROM missing m
@@ -55,13 +64,13 @@ class LabelStage:
             JOIN questions q ON q.question_id = m.question_id
             JOIN videos v ON v.video_id = q.video_id
             LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context
-            WHERE a.spec_id = $respond AND (q.spec_id IS NULL OR q.spec_id = $ask)
+            WHERE ($own IS NULL OR (a.spec_id = $own AND b.spec_id = $own)) AND {self.questions.where}
               AND ($context IS NULL OR c.context_id IS NOT NULL)
             ORDER BY v.video_id, m.question_id, m.pair_id, m.shown_order
             """,
-            {"context": self.context_spec, "respond": self.respond_spec, "ask": self.ask_spec},
+            {"context": self.context_spec, "own": own, **self.questions.parameters},
             row_id=self._label_id,
-            first=(missing, {"spec": self.spec.spec_id, "everything": everything}),
+            first=(missing, asked),
         )
 
     def _label_id(self, row: Row) -> str:
@@ -80,7 +89,7 @@ class LabelStage:
         return Request(
             row["row_id"], said.user, said.system,
             VideoPart.of(warehouse, row, self.recipe.frames),
-            choices=CHOICES, sampling=ONE_TOKEN,
+            choices=CHOICES, sampling=ONE_TOKEN, adapter=self.recipe.adapter,
         )  # fmt: skip
 
     def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
@@ -102,10 +111,11 @@ def label_stage(recipe: Recipe, arm: str) -> LabelStage:
     settings: Labeling = part(recipe, "label")
     if arm not in ARMS:
         raise UserError(f"label: unknown arm {arm!r}.{nearest(arm, ARMS)} Arms: {', '.join(ARMS)}.")
-    upstream = {"respond": respond_stage(recipe).spec.spec_id}
+    pairs = pairs_of(recipe)
+    upstream = {"respond": pairs.policies[0]}
     context, shown = None, settings
     if arm == "context":
         context = upstream["context"] = context_spec(recipe).spec_id
         shown = replace(settings, prompt=settings.context_prompt)
     spec = model_spec("label", shown, upstream)
-    return LabelStage(settings, spec, upstream["respond"], asked_by(recipe), context)
+    return LabelStage(settings, spec, pairs, questions_of(recipe), context)

@@ -135,6 +135,34 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
     return run
 
 
+MakeLora = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_lora(tmp_path_factory: pytest.TempPathFactory) -> MakeLora:
+    """`make_lora(model, std=0.3, rank=4)`: an adapter with random weights, as peft saves it; `std=0`: untrained."""
+
+    def make(model: str, *, std: float = 0.3, rank: int = 4, seed: int = 0) -> Path:
+        import torch
+
+        from vlm_rlaif.datagen import models
+        from vlm_rlaif.datagen.engines.transformers_engine import load_model
+        from vlm_rlaif.train import vlm
+
+        folder = tmp_path_factory.mktemp("lora")
+        config = vlm.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=vlm.TARGETS)
+        adapted = vlm.get_peft_model(load_model(models.download(model), "cpu"), config)
+        torch.manual_seed(seed)
+        for name, weight in adapted.named_parameters():
+            if "lora_B" in name and std:
+                torch.nn.init.normal_(weight.data, std=std)
+        adapted.save_pretrained(folder)
+        (folder / "README.md").unlink(missing_ok=True)
+        return folder
+
+    return make
+
+
 Hold = Callable[[Warehouse], AbstractContextManager["subprocess.Popen[str]"]]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm_rlaif.datagen.engines.make import Engines
+from vlm_rlaif.datagen.engines.make import Engines, EngineSettings
 from vlm_rlaif.datagen.job import Stage, run_stage
 from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec, part, respond_stage
 from vlm_rlaif.datagen.shapes.add import add_world
@@ -47,7 +47,7 @@ def recipe() -> Recipe:
 
 def test_a_video_becomes_a_better_policy(recipe: Recipe, tmp_path: Path) -> None:
     warehouse = Warehouse.create(tmp_path / "w.duckdb")
-    engines = Engines("transformers")
+    engines = Engines(EngineSettings("transformers"))
 
     def ask(stage: Stage) -> Outcome:
         return run_stage(warehouse, stage, engines.of(stage.spec.model))

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from vlm_rlaif.datagen.engine import VideoPart
-from vlm_rlaif.datagen.engines.encode import Clip, Conversation, Encoded, Encoder, collate, read_clip
+from vlm_rlaif.datagen.engines.clips import Clip, read_clip
+from vlm_rlaif.datagen.engines.encode import Conversation, Encoded, Encoder, collate
 from vlm_rlaif.datagen.prompt import Rendered
 from vlm_rlaif.warehouse.config import Frames
 from vlm_rlaif.warehouse.errors import UserError

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_rlaif.datagen import models, prompt
+from vlm_rlaif.warehouse.config import key_parts
 from vlm_rlaif.warehouse.journal import only_one, replay
 from vlm_rlaif.warehouse.records import Checkpoint, Step, row_id
 from vlm_rlaif.warehouse.runs import record_run
@@ -49,7 +50,7 @@ def identity(settings: Any) -> tuple[dict[str, Any], list[str]]:
     The model is known by its revision, a prompt by its text, a version of the data set by its rows; their names are
     not part of it.
     """
-    values = dataclasses.asdict(settings)
+    values = key_parts(settings)
     names = (values["prompt"], values.get("context_prompt"))
     wording = [prompt.load(name).text_hash for name in names if name]
     left_out = ("model", "prompt", "context_prompt", "dataset", *MEMORY_ONLY)

@@ -10,7 +10,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlm_rlaif.datagen.plan import asked_by, context_spec, part
+from vlm_rlaif.datagen.plan import context_spec, part, questions_of
+from vlm_rlaif.datagen.policies import pairs_of
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.train.jobs import Job, Trained, find, run_training
 from vlm_rlaif.warehouse.config import PPO, Recipe, Rewarding
@@ -48,14 +49,13 @@ def reward_job(warehouse: Warehouse, recipe: Recipe) -> tuple[Job, list[dict[str
 
 
 def _of_judge(warehouse: Warehouse, recipe: Recipe) -> list[dict[str, Any]]:
-    """Preferences of the training split, of the recipe's own judge and about its own questions."""
+    """Preferences of the training split, of the recipe's own judge, about its own questions and pairs."""
     judge, least = label_stage(recipe, taught_by(recipe)).spec.spec_id, part(recipe, "reward").min_strength
     known = warehouse.preferences(judge=judge, min_strength=least, split="train")
-    asked = warehouse.rows(
-        "SELECT question_id FROM questions WHERE spec_id IS NULL OR spec_id = $ask", {"ask": asked_by(recipe)}
-    )
-    mine = {row["question_id"] for row in asked}
-    return [row for row in known.to_dicts() if row["question_id"] in mine]
+    read = questions_of(recipe)
+    asked = warehouse.rows(f"SELECT question_id FROM questions q WHERE {read.where}", read.parameters)
+    mine, meant = {row["question_id"] for row in asked}, set(pairs_of(recipe).ids(warehouse))
+    return [row for row in known.to_dicts() if row["question_id"] in mine and row["pair_id"] in meant]
 
 
 def _of_version(warehouse: Warehouse, name: str) -> list[dict[str, Any]]:
@@ -154,14 +154,14 @@ def _practice(warehouse: Warehouse, recipe: Recipe) -> list[dict[str, Any]]:
     scored.
     """
     reads_context = part(recipe, "reward").context_prompt is not None
-    context = context_spec(recipe).spec_id if reads_context else None
+    context, read = context_spec(recipe).spec_id if reads_context else None, questions_of(recipe)
     return warehouse.rows(
         "SELECT q.question_id, q.text, v.uri, c.text AS context FROM questions q"
         " JOIN videos v USING (video_id)"
         " LEFT JOIN contexts c ON c.video_id = v.video_id AND c.spec_id = $context"
-        " WHERE v.split = 'train' AND v.status = 'ok' AND (q.spec_id IS NULL OR q.spec_id = $ask)"
+        f" WHERE v.split = 'train' AND v.status = 'ok' AND {read.where}"
         " AND ($context IS NULL OR c.text IS NOT NULL) ORDER BY q.question_id",
-        {"context": context, "ask": asked_by(recipe)},
+        {"context": context, **read.parameters},
     )
 
 
@@ -219,11 +219,14 @@ def train_sft(warehouse: Warehouse, recipe: Recipe) -> Trained:
 
 def after_sft(recipe: Recipe, trained: Trained) -> Recipe:
     """The recipe whose policy starts as the fine-tuned model: it answers, is scored and is improved from there."""
+    start = str(trained.path / MERGED)
     changed = {
-        stage: dataclasses.replace(settings, model=str(trained.path / MERGED))
-        for stage in ("respond", "reward", "ppo")
+        stage: dataclasses.replace(settings, model=start)
+        for stage in ("reward", "ppo")
         if (settings := getattr(recipe, stage)) is not None
     }
+    if recipe.respond is not None:
+        changed["respond"] = dataclasses.replace(recipe.respond, model=start, adapter="")
     return dataclasses.replace(recipe, **changed)
 
 

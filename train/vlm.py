@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from vlm_rlaif.warehouse.errors import UserError
 
 TARGETS = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 """The linear layers of the language model, whatever its class calls it; vision towers have neither name."""
-ADAPTER, HEAD, CARD = "adapter.safetensors", "head.safetensors", "vlm_rlaif.json"
+ADAPTER, HEAD, CARD = "adapter_model.safetensors", "head.safetensors", "vlm_rlaif.json"
+BEFORE = "adapter.safetensors"
+"""What the adapter's file was called before it had the name that peft, vLLM and `--adapter` look for."""
 
 
 class Backbone:
@@ -134,9 +137,13 @@ def scalar_head(hidden_size: int, *, zero: bool = False) -> nn.Linear:
 
 
 def save_adapter(folder: Path, backbone: Backbone, name: str, head: nn.Linear | None, card: dict[str, Any]) -> None:
-    """Adapter, head and a card that says what they belong to. The card is written last."""
+    """Adapter (in peft's format), head and a card that says what they belong to. The card is written last."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(backbone.adapter_weights(name), folder / ADAPTER)
+    assert backbone.peft is not None
+    config = copy(backbone.peft.peft_config[name])
+    config.base_model_name_or_path, config.inference_mode = backbone.model, True
+    config.save_pretrained(folder)
+    save_file(backbone.adapter_weights(name), folder / ADAPTER, metadata={"format": "pt"})
     if head is not None:
         save_file({k: v.detach().clone() for k, v in head.state_dict().items()}, folder / HEAD)
     full = {"base": backbone.model, "base_revision": backbone.revision, **card}
@@ -181,7 +188,8 @@ def load_adapter(folder: Path, backbone: Backbone, name: str) -> dict[str, Any]:
             f"not on {backbone.model} ({backbone.revision}).",
         )
     backbone.add_adapter(name, Lora(**card["lora"]))
-    backbone.load_adapter_weights(name, load_file(folder / ADAPTER))
+    file = folder / (ADAPTER if (folder / ADAPTER).is_file() else BEFORE)
+    backbone.load_adapter_weights(name, load_file(file))
     return card
 
 

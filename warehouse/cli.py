@@ -98,7 +98,7 @@ def runs(warehouse: Path, as_json: bool, limit: int) -> None:
 
     rows = Warehouse.open(warehouse).rows(
         "SELECT run_id, stage, status, engine, started_at, round(epoch(ended_at - started_at), 1) AS seconds,"
-        " rows_written, rows_failed, tokens_in, tokens_out FROM runs ORDER BY started_at DESC LIMIT ?",
+        " rows_written, rows_failed, tokens_in, tokens_out, bound_by FROM runs ORDER BY started_at DESC LIMIT ?",
         [limit],
     )
     print_rows(rows, "json" if as_json else "table", limit=limit)
@@ -134,6 +134,11 @@ def finish(outcomes: Sequence[Outcome], as_json: bool) -> int:
     else:
         for outcome in outcomes:
             click.echo(str(outcome))
+    return exit_code(outcomes)
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """Of a command that ran to its end."""
     return EXIT_FAILED_ROWS if any(outcome.failed or outcome.failed_before for outcome in outcomes) else 0
 
 

@@ -1,7 +1,8 @@
 """A recipe: a YAML file becomes frozen dataclasses. An unknown key is an error that names its neighbour.
 
 Recipes are data. They choose prompts, models, frames and numbers for every stage, and nothing else; the stages
-that a recipe leaves out are not run by it. Shipped recipes lie in `recipes/`; a path names one of your own.
+that a recipe leaves out are not run by it. Shipped recipes lie in `recipes/`; a path names one of your own. The
+settings of the stages that generate stand in `settings.py`, and can be had from here.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import dataclasses
 import re
 import types
 import typing
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,137 +20,40 @@ from typing import Any, TypeVar
 import yaml
 
 from vlm_rlaif.warehouse.errors import UserError, nearest
+from vlm_rlaif.warehouse.settings import (
+    ARMS,
+    LATER,
+    Asking,
+    Captioning,
+    Clips,
+    Frames,
+    Grading,
+    Labeling,
+    Narrative,
+    Pairing,
+    Responding,
+    Sampling,
+    World,
+    at_least,
+    key_parts,
+    one_of,
+)
+
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+__all__ = [
+    "ARMS", "LATER", "PPO", "Asking", "Captioning", "Clips", "Evaluation", "FineTuning", "Frames", "Labeling", "Lora",
+    "Narrative", "Recipe", "Responding", "Rewarding", "Sampling", "World", "at_least", "build", "key_parts", "load",
+    "one_of", "replace_models", "shipped",
+]  # fmt: skip
 
 T = TypeVar("T")
-ARMS = ("context", "none")
-"""Arms of the labels: the judge reads the narrative, or it does not."""
+S = TypeVar("S", bound="DataclassInstance")
+PROMPTS = ("prompt", "context_prompt", "transcripts")
+"""Settings that name a prompt."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+")
 """YAML 1.1 reads `1e-3` as text."""
-
-
-def at_least(least: float, **values: float) -> None:
-    """Raise `ValueError` for a setting that is too small."""
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"`{name}` is at least {least:g}, not {value:g}")
-
-
-def one_of(known: tuple[str, ...], **values: str) -> None:
-    """Raise `ValueError` for a setting that is none of the known words."""
-    for name, value in values.items():
-        if value not in known:
-            raise ValueError(f"`{name}` is one of {', '.join(known)}, not {value!r}.{nearest(value, known)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Frames:
-    """Which frames of a video or clip a model sees."""
-
-    count: int
-    """Moments: the centres of this many equal parts."""
-    size: int | None = None
-    """Width and height in pixels that frames are scaled to; left out, the model's processor decides."""
-    repeat: int = 1
-    """How often each frame is given."""
-
-    def __post_init__(self) -> None:
-        at_least(1, count=self.count, repeat=self.repeat, size=1 if self.size is None else self.size)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are sampled; temperature 0 is greedy."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_new_tokens: int = 256
-
-    def __post_init__(self) -> None:
-        at_least(0, temperature=self.temperature)
-        at_least(1, max_new_tokens=self.max_new_tokens)
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"`top_p` lies above 0 and at most at 1, not at {self.top_p}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """Render the shapes world instead of reading videos of your own."""
-
-    videos: int = 200
-    seed: int = 1
-    size: int = 96
-    """Width and height of the mp4 files in pixels."""
-    questions: int = 4
-    """Questions per video."""
-
-    def __post_init__(self) -> None:
-        at_least(1, videos=self.videos, questions=self.questions)
-        at_least(16, size=self.size)
-        if self.size % 2:
-            raise ValueError(f"`size` is even, as H.264 wants it, not {self.size}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clips:
-    """How videos are cut: `parts` equal parts, or pieces of `seconds`."""
-
-    parts: int | None = None
-    seconds: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Captioning:
-    model: str
-    prompt: str
-    frames: Frames
-    sampling: Sampling = Sampling()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Narrative:
-    prompt: str
-    """What is said of one clip, with `{start_s}`, `{end_s}` and `{caption}`."""
-    separator: str = "\n"
-    """What stands between two clips."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Asking:
-    """Let a model write questions from the contexts, for videos that have none."""
-
-    model: str
-    prompt: str
-    sampling: Sampling = Sampling()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Responding:
-    model: str
-    prompt: str
-    frames: Frames
-    sampling: Sampling = Sampling(temperature=1.0)
-    samples: int = 2
-
-    def __post_init__(self) -> None:
-        at_least(1, samples=self.samples)
-        if self.samples > 1 and self.sampling.temperature == 0:
-            raise ValueError("`sampling` is greedy (temperature 0): all samples would be the same")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labeling:
-    model: str
-    prompt: str
-    """The judge's prompt without context."""
-    context_prompt: str
-    """The judge's prompt with `{context}`."""
-    frames: Frames
-    arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Which labels are made: `context`, `none` or both."""
-
-    def __post_init__(self) -> None:
-        for arm in self.arms:
-            one_of(ARMS, arms=arm)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +178,8 @@ class Recipe:
     context: Narrative | None = None
     ask: Asking | None = None
     respond: Responding | None = None
+    rate: Grading | None = None
+    pair: Pairing | None = None
     label: Labeling | None = None
     sft: FineTuning | None = None
     reward: Rewarding | None = None
@@ -286,8 +193,11 @@ def shipped() -> list[str]:
     return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir())
 
 
-def load(name: str, model: str | None = None) -> Recipe:
-    """Read a shipped recipe by name or one of your own by path; `model` replaces every model in it."""
+def load(name: str, model: str | None = None, adapter: str | None = None) -> Recipe:
+    """Read a shipped recipe by name or one of your own by path.
+
+    `model` replaces every model in it, `adapter` the adapter of every stage that has one.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -307,32 +217,47 @@ def load(name: str, model: str | None = None) -> Recipe:
     except yaml.YAMLError as error:
         raise UserError(f"{name} is not YAML: {error}") from None
     named = {"name": name, **(data or {})} if isinstance(data, dict | None) else data
-    recipe = _with_prompts_beside(build(Recipe, named, name), path.parent)
-    return replace_models(recipe, model) if model else recipe
+    recipe = _with_files_beside(build(Recipe, named, name), path.parent)
+    recipe = replace_models(recipe, model) if model else recipe
+    return replace_adapters(recipe, str(Path(adapter).expanduser().resolve())) if adapter else recipe
 
 
-def _with_prompts_beside(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with the prompt files that it names relative to itself named by their whole path."""
-    changed: dict[str, Any] = {}
-    for stage in dataclasses.fields(recipe):
-        settings = getattr(recipe, stage.name)
-        paths = {
-            key: str((folder / name).resolve())
-            for key in ("prompt", "context_prompt")
-            if (name := getattr(settings, key, None)) and name.endswith(".md")
-        }
-        if paths:
-            changed[stage.name] = dataclasses.replace(settings, **paths)
-    return dataclasses.replace(recipe, **changed)
+def _with_files_beside(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with the prompts and adapters that it names relative to itself named by their whole path."""
+
+    def whole(key: str, value: Any) -> Any:
+        is_file = key in PROMPTS and value is not None and value.endswith(".md")
+        if is_file or (key == "adapter" and value):
+            return str((folder / Path(value).expanduser()).resolve())
+        return value
+
+    return _edited(recipe, whole)
+
+
+def _edited(settings: S, change: Callable[[str, Any], Any]) -> S:
+    """Settings with `change(name, value)` for every value, on all levels."""
+
+    def edited(name: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [edited(name, item) for item in value]
+        is_settings = dataclasses.is_dataclass(value) and not isinstance(value, type)
+        return _edited(value, change) if is_settings else change(name, value)
+
+    found = {each.name: edited(each.name, getattr(settings, each.name)) for each in dataclasses.fields(settings)}
+    return dataclasses.replace(settings, **found)
 
 
 def replace_models(recipe: Recipe, model: str) -> Recipe:
     """The recipe with every stage's model replaced."""
-    stages = ("caption", "ask", "respond", "label", "sft", "reward", "ppo")
+    return _edited(recipe, lambda name, value: model if name == "model" and value is not None else value)
+
+
+def replace_adapters(recipe: Recipe, adapter: str) -> Recipe:
+    """The recipe with an adapter on the model of every stage that may have one; further policies stay as they are."""
     changed = {
-        stage: dataclasses.replace(getattr(recipe, stage), model=model)
-        for stage in stages
-        if getattr(recipe, stage) is not None
+        stage: dataclasses.replace(settings, adapter=adapter)
+        for stage in ("caption", "ask", "respond", "rate", "label")
+        if (settings := getattr(recipe, stage)) is not None and settings.model is not None
     }
     return dataclasses.replace(recipe, **changed)
 

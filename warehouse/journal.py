@@ -12,23 +12,30 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 from vlm_rlaif.warehouse import schema
 from vlm_rlaif.warehouse.errors import UserError, WarehouseBusy
-from vlm_rlaif.warehouse.records import RECORDS, Failure, Record, Run, Spec
+from vlm_rlaif.warehouse.records import RECORDS, Failure, Record, Run, Spec, primary_key
 from vlm_rlaif.warehouse.store import Warehouse
 
 SYNC_S = 1.0
 MERGE_S = 3.0
-REPLAY_ROWS = 50_000
-"""Rows that a replay holds in memory."""
+MERGE_SHARE = 0.02
+"""Of the time, that merges may take: after a slow one the next one comes later."""
+MERGE_ROWS = 50_000
+"""With so many rows waiting, a merge comes as soon as it may."""
+VISIT_ROWS = 5_000
+"""Rows that one visit takes in at most: what DuckDB holds in memory grows with them."""
+HELD_ROWS = 2_000
+"""Rows in memory at once. When more wait, they wait in the file alone, and are read from it part by part."""
 _BY_TABLE: dict[str, type[Record]] = {record.table: record for record in RECORDS}
+_COLUMNS = {record.table: schema.columns(record) for record in RECORDS}
+_TIMES = {table: [n for n, (kind, _) in columns.items() if kind is datetime] for table, columns in _COLUMNS.items()}
 
 
 class Journal:
@@ -42,12 +49,20 @@ class Journal:
         make_folder(warehouse)
         self.path = warehouse.journal_folder / f"{run_id}.jsonl"
         self._file = _open_locked(self.path)
-        self._waiting: list[Record] = []
+        self._waiting = 0
+        """Rows that are not merged."""
+        self._held: list[Record] = []
+        """All of those, or when they are too many the last of them: the file has them too."""
         self._synced = self._merged = time.monotonic()
+        self._pause_s = MERGE_S
 
-    def append(self, rows: Sequence[Record]) -> bool:
-        """Make rows durable, and merge them when it is time and nobody is in the way; whether it was."""
-        lines = [json.dumps({"table": r.table, "row": asdict(r)}, default=_plain) for r in rows]
+    def append(self, rows: Sequence[Record], tell: Callable[[Warehouse], None] | None = None) -> bool:
+        """Make rows durable, and merge them when it is time and nobody is in the way; whether it was.
+
+        After a merge `tell` is called: what else is to be said on the same visit.
+        """
+        lines = [json.dumps({"table": row.table, "row": _values(row)}, default=_plain) for row in rows]
+        self._held += rows  # before they are written: a merge empties the file, even if Ctrl-C comes in between
         try:
             self._file.write("".join(f"{line}\n" for line in lines))
             self._file.flush()
@@ -60,16 +75,24 @@ class Journal:
                 f"{self.path} cannot be written: {error.strerror}.",
                 "Make room on the disk, then run the same command again: what is finished is kept.",
             ) from None
-        self._waiting += rows
-        return now - self._merged > MERGE_S and self._try_merge()
+        self._waiting += len(rows)
+        if len(self._held) > HELD_ROWS:
+            self._held = []
+        pause_s = MERGE_S if self._waiting >= MERGE_ROWS else self._pause_s
+        return now - self._merged > pause_s and self._try_merge(tell)
 
-    def _try_merge(self) -> bool:
+    def _try_merge(self, tell: Callable[[Warehouse], None] | None) -> bool:
         """Merge without waiting: a reader who holds the file delays rows, and never loses one."""
-        self._merged = time.monotonic()
+        begun = self._merged = time.monotonic()
+        brief = Warehouse(self._warehouse.path, patience_s=0.0)
         try:
-            self._merge(Warehouse(self._warehouse.path, patience_s=0.0))
+            self._merge(brief)
+            if tell is not None:
+                tell(brief)
         except WarehouseBusy:
             return False
+        self._merged = time.monotonic()
+        self._pause_s = max(MERGE_S, (self._merged - begun) / MERGE_SHARE)
         return True
 
     def merge(self) -> None:
@@ -78,8 +101,11 @@ class Journal:
         self._merge(self._warehouse)
 
     def _merge(self, warehouse: Warehouse) -> None:
-        warehouse.append(self._waiting)
-        self._waiting = []
+        if self._waiting > len(self._held):
+            with self.path.open(encoding="utf-8") as file:
+                _take_in(warehouse, file)
+        warehouse.append(self._held)
+        self._waiting, self._held = 0, []
         self._file.truncate(0)
 
     def remove(self) -> None:
@@ -134,11 +160,8 @@ def replay(warehouse: Warehouse) -> int:
 
 def _replay_one(warehouse: Warehouse, path: Path, file: IO[str]) -> int:
     """Merge one dead job's journal and close its run, whose counts are those of its rows; how many were new."""
-    written = 0
     try:
-        rows = _read(file)
-        while batch := list(itertools.islice(rows, REPLAY_ROWS)):
-            written += warehouse.append(batch)
+        written = _take_in(warehouse, file)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} holds finished rows that this version cannot read: {error!r}.",
@@ -146,21 +169,39 @@ def _replay_one(warehouse: Warehouse, path: Path, file: IO[str]) -> int:
         ) from None
     last_word = datetime.fromtimestamp(path.stat().st_mtime, UTC).replace(tzinfo=None)
     warehouse.execute(
-        "UPDATE runs SET status = 'interrupted', ended_at = $ended, rows_written = $written, rows_failed = $failed"
-        " WHERE run_id = $run AND status = 'running'",
+        "UPDATE runs SET status = 'interrupted', ended_at = $ended, seconds = epoch($ended - started_at),"
+        " rows_written = $written, rows_failed = $failed WHERE run_id = $run AND status = 'running'",
         {"ended": last_word, "run": path.stem, **rows_of_run(warehouse, path.stem)},
     )
     return written
 
 
 def rows_of_run(warehouse: Warehouse, run_id: str) -> dict[str, int]:
-    """How many rows of a run stand (`written`), and how many failures it has (`failed`)."""
-    made = [r.table for r in RECORDS if r not in (Run, Spec, Failure)]
-    counts = " + ".join(f"(SELECT count(*) FROM {table} WHERE run_id = $run)" for table in made)
+    """How many rows of a run stand (`written`), and how many it failed to make, whatever it tried (`failed`)."""
+    kinds = [record for record in RECORDS if record not in (Run, Spec, Failure)]
+    made = " UNION ALL ".join(
+        f"SELECT {primary_key(record)[0]}::VARCHAR AS id FROM {record.table} WHERE run_id = $run" for record in kinds
+    )
     (found,) = warehouse.rows(
-        f"SELECT {counts} AS written, (SELECT count(*) FROM failures WHERE run_id = $run) AS failed", {"run": run_id}
+        f"WITH made AS ({made}) SELECT (SELECT count(*) FROM made) AS written, (SELECT count(DISTINCT row_id)"
+        " FROM failures WHERE run_id = $run AND row_id NOT IN (SELECT id FROM made)) AS failed",
+        {"run": run_id},
     )
     return {"written": int(found["written"]), "failed": int(found["failed"])}
+
+
+def _take_in(warehouse: Warehouse, file: IO[str]) -> int:
+    """Merge the rows of a journal, many in one visit and few in memory; how many were new."""
+    rows, written = _read(file), 0
+    while first := list(itertools.islice(rows, 1)):
+        part = itertools.chain(first, itertools.islice(rows, VISIT_ROWS - 1))
+        written += warehouse.append_all(_batches(part))
+    return written
+
+
+def _batches(rows: Iterator[Record]) -> Iterator[list[Record]]:
+    while batch := list(itertools.islice(rows, HELD_ROWS)):
+        yield batch
 
 
 def _read(file: IO[str]) -> Iterator[Record]:
@@ -168,13 +209,10 @@ def _read(file: IO[str]) -> Iterator[Record]:
         if not line.endswith("\n"):
             return
         entry = json.loads(line)
-        record = _BY_TABLE[entry["table"]]
-        times = {n for n, (kind, _) in schema.columns(record).items() if kind is datetime}
-        row: dict[str, Any] = {
-            name: datetime.fromisoformat(value) if name in times and value else value
-            for name, value in entry["row"].items()
-        }
-        yield record(**row)
+        table, row = entry["table"], entry["row"]
+        for name in _TIMES[table]:
+            row[name] = row[name] and datetime.fromisoformat(row[name])
+        yield _BY_TABLE[table](**row)
 
 
 @contextmanager
@@ -195,6 +233,11 @@ def only_one(warehouse: Warehouse, stage: str) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _values(row: Record) -> dict[str, Any]:
+    """What `asdict` would make of a row, without copying what cannot change: this is done for every row."""
+    return {name: getattr(row, name) for name in _COLUMNS[row.table]}
 
 
 def _plain(value: Any) -> str:

@@ -25,12 +25,17 @@ def m002_versions(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(_file("m002_versions.sql"))
 
 
+def m003_generation(connection: duckdb.DuckDBPyConnection) -> None:
+    """Cached tokens, what held a run back, transcripts, ratings."""
+    connection.execute(_file("m003_generation.sql"))
+
+
 def _file(name: str) -> str:
     return (resources.files("vlm_rlaif.warehouse") / name).read_text(encoding="utf-8")
 
 
 Migration = Callable[[duckdb.DuckDBPyConnection], None]
-MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_versions)
+MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_versions, m003_generation)
 
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:

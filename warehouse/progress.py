@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 PLAIN_EVERY_S = 15.0
+RICH_EVERY_S = 0.1
 
 
 class Bar:
@@ -21,30 +24,35 @@ class Bar:
 
     def __init__(self, title: str, total: int) -> None:
         self.title, self.total, self.done = title, total, 0
-        self._note = ""
+        self._note: object = ""
         self._rich: Progress | None = None
         self._started = self._said = time.monotonic()
         if sys.stderr.isatty():
             self._rich = Progress(
-                TextColumn("{task.description:<10}"), BarColumn(), MofNCompleteColumn(),
-                TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
-                console=Console(stderr=True), transient=True,
+                TextColumn("{task.description}"), BarColumn(16), MofNCompleteColumn(), TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+                console=Console(stderr=True), transient=True, expand=True,
             )  # fmt: skip
             self._task = self._rich.add_task(title, total=total, note="")
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
+    def advance(self, steps: int = 1, note: object = "") -> None:
+        """`note` is put into words when it is shown, which is now and then."""
         self.done += steps
         self._note = note or self._note
+        now = time.monotonic()
+        if now - self._said < (PLAIN_EVERY_S if self._rich is None else RICH_EVERY_S):
+            return
+        self._said = now
         if self._rich is not None:
             self._rich.update(self._task, completed=self.done, note=self._note)
-        elif time.monotonic() - self._said > PLAIN_EVERY_S:
-            self._said = time.monotonic()
-            rate = self.done / (self._said - self._started)
-            left_s = (self.total - self.done) / rate if rate else float("inf")
-            print(
-                f"{self.title}: {self.done} of {self.total}, about {left_s:.0f} s left {self._note}",
-                file=sys.stderr, flush=True,
-            )  # fmt: skip
+        else:
+            print(self._line(now - self._started), file=sys.stderr, flush=True)
+
+    def _line(self, spent_s: float) -> str:
+        """`caption: 120 of 412, 0:01:12 left, 1.7 rows/s`."""
+        left_s = (self.total - self.done) * spent_s / self.done if self.done else 0.0
+        said = [f"{self.title}: {self.done:,} of {self.total:,}", f"{timedelta(seconds=round(left_s))} left"]
+        return ", ".join([*said, str(self._note)] if str(self._note) else said)
 
     def __enter__(self) -> Bar:
         if self._rich is not None:

@@ -1,88 +1,32 @@
 """The records: one frozen dataclass is one table, one field is one column.
 
 Ids are hashes of what was *asked for*, never of what came back, so the same work has the same id on every
-machine and a second run of it writes nothing. Every row carries the run that wrote it.
-
->>> row_id("response", "spec", "question", 0) == row_id("response", "spec", "question", 0)
-True
->>> row_id("a", "bc") == row_id("ab", "c")
-False
+machine and a second run of it writes nothing. Every row carries the run that wrote it. This file has the records of
+what is said about videos; those of the work itself are in `run_records.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass, fields
-from datetime import datetime
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import ClassVar
 
+from vlm_rlaif.warehouse.run_records import (
+    Checkpoint,
+    Dataset,
+    DatasetRow,
+    Export,
+    Failure,
+    Run,
+    Spec,
+    Step,
+    row_id,
+)  # fmt: skip
 
-def row_id(*parts: Any) -> str:
-    """20 hex digits that identify a request by its parts; the order and the borders of the parts count."""
-    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return hashlib.blake2b(text.encode(), digest_size=10).hexdigest()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """One command that wrote something."""
-
-    table: ClassVar[str] = "runs"
-    run_id: str
-    stage: str
-    config: str
-    """JSON: the resolved settings of this stage."""
-    code_version: str
-    engine: str
-    host: str
-    started_at: datetime
-    ended_at: datetime | None = None
-    status: str = "running"
-    """`running`, `done`, `interrupted` or `failed`."""
-    rows_written: int = 0
-    rows_failed: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    gpu_seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """What a stage was asked to do. Written once; part of the key of every row made with it."""
-
-    table: ClassVar[str] = "specs"
-    spec_id: str
-    stage: str
-    model: str
-    revision: str
-    """Hash of the weights for a local folder, commit for a hub id."""
-    adapter: str
-    """Hash of the adapter's weights, empty without one."""
-    prompt: str
-    prompt_hash: str
-    frames: str
-    """JSON: how frames were taken."""
-    sampling: str
-    """JSON: how tokens were sampled."""
-    upstream: str
-    """JSON: the specs (by stage) whose rows this spec reads, where that is part of the request."""
-    run_id: str
-
-    @staticmethod
-    def make(
-        *, stage: str, model: str, revision: str, adapter: str = "", prompt: str, prompt_hash: str,
-        frames: dict[str, Any], sampling: dict[str, Any], upstream: dict[str, str], run_id: str = "",
-    ) -> Spec:  # fmt: skip
-        """A spec with its id: the hash of everything but the run and the prompt's name."""
-        parts = {
-            "adapter": adapter, "prompt_hash": prompt_hash, "frames": json.dumps(frames, sort_keys=True),
-            "sampling": json.dumps(sampling, sort_keys=True), "upstream": json.dumps(upstream, sort_keys=True),
-        }  # fmt: skip
-        spec_id = row_id(stage, model if not revision else "", revision, *parts.values())
-        return Spec(
-            spec_id=spec_id, stage=stage, model=model, revision=revision, prompt=prompt, run_id=run_id, **parts
-        )
+__all__ = [
+    "PRIMARY_KEYS", "RECORDS", "Answer", "Caption", "Checkpoint", "Clip", "Context", "Dataset", "DatasetRow",
+    "Export", "Failure", "Label", "Pair", "Question", "Rating", "Record", "Removal",
+    "Response", "Run", "Score", "Spec", "Step", "Transcript", "Video", "VideoFile", "primary_key", "row_id",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +101,7 @@ class Caption:
     clip_id: str
     spec_id: str
     text: str
+    cached_tokens: int = 0
     run_id: str
 
 
@@ -169,7 +114,27 @@ class Context:
     video_id: str
     spec_id: str
     caption_ids: list[str]
+    transcript_ids: list[str] = field(default_factory=list)
+    """What is said in the video, where the narrative has it."""
+    base_context_id: str | None = None
+    """The context that this one refines or sums up."""
     text: str
+    cached_tokens: int = 0
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transcript:
+    """Something that is said or written in a video, from a file of subtitles."""
+
+    table: ClassVar[str] = "transcripts"
+    transcript_id: str
+    video_id: str
+    start_s: float
+    end_s: float
+    text: str
+    source: str
+    """Name of the file."""
     run_id: str
 
 
@@ -184,7 +149,7 @@ class Question:
     reference: str | None = None
     kind: str | None = None
     source: str
-    """`imported`, `shapes`, or the stage that wrote it."""
+    """`imported`, `shapes`, or the stage that wrote it: `ask`, `templates`."""
     spec_id: str | None = None
     run_id: str
 
@@ -205,6 +170,27 @@ class Response:
     """`stop` or `length`."""
     logprob: float | None
     """Sum of the tokens' log-probabilities under the sampling model."""
+    shown_video_id: str | None = None
+    """The video that was shown in place of the question's own; NULL: its own."""
+    cached_tokens: int = 0
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rating:
+    """A number that a judge gives to one response, or to a question."""
+
+    table: ClassVar[str] = "ratings"
+    rating_id: str
+    question_id: str
+    response_id: str | None
+    """NULL: it is the question that is rated."""
+    spec_id: str
+    item: str
+    """What is rated: `quality`, `answerable`."""
+    value: float
+    reply: str
+    cached_tokens: int
     run_id: str
 
 
@@ -247,84 +233,6 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """A request that gave no row: what was wrong, with the model's words where there were any."""
-
-    table: ClassVar[str] = "failures"
-    row_id: str
-    """The id that the row would have had."""
-    stage: str
-    attempt: int
-    kind: str
-    """`engine`, `video`, `empty`, `unparsable` or `too_long`."""
-    message: str
-    reply: str | None
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
-    """A named, immutable version of the preferences: which rows, and what each said at the time."""
-
-    table: ClassVar[str] = "datasets"
-    name: str
-    rows_hash: str
-    """Hash of its rows: equal selections have equal hashes, whatever their names."""
-    query: str
-    """How the rows were chosen."""
-    preferences: int
-    ties: int
-    videos: int
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DatasetRow:
-    """One preference of a version. The words stay where they are; the verdict is as it was."""
-
-    table: ClassVar[str] = "dataset_rows"
-    rows_hash: str
-    pair_id: str
-    judge: str
-    choice: str
-    """`a`, `b` or `tie`."""
-    p_a: float
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Export:
-    """Files that a version was written to."""
-
-    table: ClassVar[str] = "exports"
-    export_id: str
-    rows_hash: str
-    format: str
-    path: str
-    rows: int
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A trained model on disk."""
-
-    table: ClassVar[str] = "checkpoints"
-    checkpoint_id: str
-    """Hash of (trainer settings, parent, data)."""
-    kind: str
-    """`sft`, `reward` or `ppo`."""
-    path: str
-    step: int
-    parent: str
-    """Hash of the weights that training started from."""
-    data_hash: str
-    """Hash of the rows that were read; for a reward model, the `rows_hash` of its version of the data set."""
-    config: str
-    run_id: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """A model's answer to a question of an evaluation set."""
 
@@ -336,6 +244,7 @@ class Answer:
     sample_index: int
     text: str
     tokens: int
+    cached_tokens: int = 0
     run_id: str
 
 
@@ -353,24 +262,13 @@ class Score:
     run_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Step:
-    """The metrics of one training step: learning curves in SQL."""
-
-    table: ClassVar[str] = "steps"
-    run_id: str
-    step: int
-    metrics: str
-    """JSON: name -> number."""
-
-
 Record = (
-    Run | Spec | Video | VideoFile | Removal | Clip | Caption | Context | Question | Response | Pair | Label
-    | Failure | Dataset | DatasetRow | Export | Checkpoint | Answer | Score | Step
+    Run | Spec | Video | VideoFile | Removal | Transcript | Clip | Caption | Context | Question | Response | Rating
+    | Pair | Label | Failure | Dataset | DatasetRow | Export | Checkpoint | Answer | Score | Step
 )  # fmt: skip
 RECORDS: tuple[type[Record], ...] = (
-    Run, Spec, Video, VideoFile, Removal, Clip, Caption, Context, Question, Response, Pair, Label, Failure,
-    Dataset, DatasetRow, Export, Checkpoint, Answer, Score, Step,
+    Run, Spec, Video, VideoFile, Removal, Transcript, Clip, Caption, Context, Question, Response, Rating, Pair, Label,
+    Failure, Dataset, DatasetRow, Export, Checkpoint, Answer, Score, Step,
 )  # fmt: skip
 """Every table, parents before children."""
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 import itertools
 import json
 import platform
+import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
-from vlm_rlaif.warehouse.errors import WarehouseBusy
 from vlm_rlaif.warehouse.journal import Journal, only_one, replay
 from vlm_rlaif.warehouse.records import Failure, Record, Run, Spec
 from vlm_rlaif.warehouse.store import Warehouse
@@ -39,14 +39,29 @@ class Outcome:
     """Rows that failed in an earlier run and were left alone in this one."""
     missing: str = ""
     """What there is none of, where there is nothing to work on."""
+    left: int = 0
+    """Rows that are still to be computed: beyond the limit, or not begun when the job was stopped."""
+    seconds: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    cached_tokens: int = 0
+    bound_by: str = ""
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    """What a filter left out: reason -> how many."""
+    note: str = ""
+    """What else there is to say."""
 
     def __str__(self) -> str:
         if self.missing:
             return f"{self.stage}: nothing to work on, it needs {self.missing}"
         done = f"{self.written} rows written" if self.pending or self.written else "nothing to do"
+        done += f", {self.left} left to do" if self.left else ""
         failed = f", {self.failed} failed (FROM open_failures says why)" if self.failed else ""
         before = f", {self.failed_before} failed before (--retry-failed tries again)" if self.failed_before else ""
-        return f"{self.stage}: {done}{failed}{before}"
+        why = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        dropped = f", {sum(self.dropped.values())} dropped ({why})" if why else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.stage}: {done}{failed}{before}{dropped}{note}"
 
 
 def derive(
@@ -85,25 +100,33 @@ class OpenRun:
     failed: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    cached_tokens: int = 0
+    bound_by: str = ""
+    gpus: int = 0
+    share: float = 1.0
+    """Of the time, that it has for itself: stages that run together share it."""
+    begun: float = field(default_factory=time.monotonic)
 
-    def append(self, rows: Sequence[Record], *, tokens_in: int = 0, tokens_out: int = 0) -> None:
+    def append(
+        self, rows: Sequence[Record], *, tokens_in: int = 0, tokens_out: int = 0, cached_tokens: int = 0
+    ) -> None:
         """Count finished rows and make them durable. The run's own row follows whenever the journal is merged."""
         failures = sum(isinstance(row, Failure) for row in rows)
         self.failed += failures
         self.written += len(rows) - failures
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
-        if self.journal.append(rows):
-            with suppress(WarehouseBusy):  # the next merge says it
-                self.tell(Warehouse(self.warehouse.path, patience_s=0.0))
+        self.cached_tokens += cached_tokens
+        self.journal.append(rows, self.tell)
 
     def tell(self, warehouse: Warehouse, status: str = "running") -> None:
         """Bring the run's row up to date."""
+        seconds = self.share * (time.monotonic() - self.begun)
         warehouse.execute(
             "UPDATE runs SET ended_at = ?, status = ?, rows_written = ?, rows_failed = ?, tokens_in = ?,"
-            " tokens_out = ? WHERE run_id = ?",
+            " tokens_out = ?, cached_tokens = ?, seconds = ?, gpu_seconds = ?, bound_by = ? WHERE run_id = ?",
             [None if status == "running" else _now(), status, self.written, self.failed, self.tokens_in,
-             self.tokens_out, self.run_id],
+             self.tokens_out, self.cached_tokens, seconds, self.gpus * seconds, self.bound_by, self.run_id],
         )  # fmt: skip
 
 

@@ -10,11 +10,12 @@ closes it, and waits a while when somebody else is in. Rows are written once; wr
 
 from __future__ import annotations
 
+import functools
 import re
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ class Warehouse:
                 )
         return warehouse
 
-    @property
+    @functools.cached_property
     def folder(self) -> Path:
         """Where the warehouse lies; videos inside it are stored by relative path."""
         return self.path.resolve().parent
@@ -122,19 +123,23 @@ class Warehouse:
 
     def append(self, rows: Sequence[Record]) -> int:
         """Write rows of any tables in one transaction; returns how many were new."""
-        return self._insert({name: schema.to_arrow(group) for name, group in _by_table(rows).items()})
+        return self.append_all([rows]) if rows else 0
+
+    def append_all(self, batches: Iterable[Sequence[Record]]) -> int:
+        """Write rows that come in batches in one transaction, with one batch in memory; returns how many were new."""
+        return self._insert(
+            (name, schema.to_arrow(group)) for batch in batches for name, group in _by_table(batch).items()
+        )
 
     def append_table(self, name: str, rows: pa.Table | pa.RecordBatchReader) -> int:
         """Write rows of one table from Arrow columns of its names, in one transaction; returns how many were new."""
-        return self._insert({name: rows})
+        return self._insert([(name, rows)])
 
-    def _insert(self, tables: dict[str, Any]) -> int:
-        if not tables:
-            return 0
+    def _insert(self, tables: Iterable[tuple[str, Any]]) -> int:
         with self.visit() as connection:
             try:
                 connection.execute("BEGIN")
-                written = sum(_insert(connection, name, rows) for name, rows in tables.items())
+                written = sum(_insert(connection, name, rows) for name, rows in tables)
                 connection.execute("COMMIT")
             except (duckdb.IOException, duckdb.TransactionException, duckdb.FatalException) as error:
                 raise UserError(

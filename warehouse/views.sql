@@ -50,7 +50,9 @@ JOIN preferences p ON p.pair_id = r.pair_id AND p.judge = r.judge;
 CREATE OR REPLACE VIEW open_failures AS
 WITH repaired AS (
     SELECT caption_id AS row_id FROM captions WHERE caption_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT context_id FROM contexts WHERE context_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT question_id FROM questions WHERE question_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT rating_id FROM ratings WHERE rating_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT response_id FROM responses WHERE response_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT label_id FROM labels WHERE label_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT answer_id FROM answers WHERE answer_id IN (SELECT row_id FROM failures)
@@ -91,8 +93,17 @@ WHERE c.kind = 'ppo';
 -- stands in the recipe (`vlm-rlaif plan` knows, and knows what no run has begun).
 CREATE OR REPLACE VIEW pending_work AS
 WITH answered AS (
-    SELECT r.spec_id, q.spec_id AS ask, max(r.sample_index) + 1 AS samples
+    SELECT r.spec_id, q.spec_id AS ask, max(r.sample_index) + 1 AS samples, bool_or(r.shown_video_id IS NOT NULL) AS other
     FROM responses r JOIN questions q USING (question_id) GROUP BY ALL
+), sources AS (
+    SELECT split, count(DISTINCT video_group) AS n FROM videos WHERE status = 'ok' GROUP BY split
+), unanswerable AS (
+    SELECT question_id FROM ratings WHERE item = 'answerable' AND value < 0.5
+), compared AS (
+    SELECT a.spec_id, p.question_id FROM pairs p JOIN responses a ON a.response_id = p.response_a
+    UNION ALL
+    SELECT b.spec_id, p.question_id FROM pairs p JOIN responses a ON a.response_id = p.response_a
+    JOIN responses b ON b.response_id = p.response_b WHERE b.spec_id <> a.spec_id
 ), wanted AS (
     SELECT s.spec_id, count(*) AS n
     FROM specs s JOIN clips c ON c.method = (s.upstream->>'$.clip') WHERE s.stage = 'caption' GROUP BY ALL
@@ -104,14 +115,35 @@ WITH answered AS (
     UNION ALL
     SELECT s.spec_id, count(*)
     FROM specs s JOIN contexts x ON x.spec_id = (s.upstream->>'$.context')
+    WHERE s.stage IN ('refine', 'summarise') GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, count(*)
+    FROM specs s JOIN videos v ON v.status = 'ok' AND v.duration_s > 0
+    WHERE s.stage = 'templates' AND v.video_id NOT IN (SELECT video_id FROM questions WHERE spec_id IS NULL)
+      AND ((s.upstream->>'$.clip') IS NULL
+           OR v.video_id IN (SELECT video_id FROM clips WHERE method = (s.upstream->>'$.clip'))) GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, count(*)
+    FROM specs s JOIN questions q ON q.spec_id = (s.upstream->>'$.ask')
+    JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
+    WHERE s.stage = 'answerable' GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, count(*)
+    FROM specs s JOIN contexts x ON x.spec_id = (s.upstream->>'$.context')
     WHERE s.stage = 'ask' AND x.video_id NOT IN (SELECT video_id FROM questions WHERE spec_id IS NULL) GROUP BY ALL
     UNION ALL
     SELECT a.spec_id, sum(a.samples)
     FROM answered a JOIN questions q ON q.spec_id IS NOT DISTINCT FROM a.ask JOIN videos v USING (video_id)
-    WHERE v.status = 'ok' GROUP BY ALL
+    JOIN sources o ON o.split = v.split
+    WHERE v.status = 'ok' AND (o.n > 1 OR NOT a.other) AND q.question_id NOT IN (FROM unanswerable) GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, count(*)
+    FROM specs s JOIN responses r ON r.spec_id = (s.upstream->>'$.respond') JOIN questions q USING (question_id)
+    LEFT JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
+    WHERE s.stage = 'rate' AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
     UNION ALL
     SELECT s.spec_id, 2 * count(*)
-    FROM specs s JOIN responses r ON r.spec_id = (s.upstream->>'$.respond') JOIN pairs p ON p.response_a = r.response_id
+    FROM specs s JOIN compared p ON p.spec_id = (s.upstream->>'$.respond')
     JOIN questions q ON q.question_id = p.question_id
     LEFT JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
     WHERE s.stage = 'label' AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
@@ -120,6 +152,7 @@ WITH answered AS (
     UNION ALL SELECT spec_id, count(*) FROM contexts GROUP BY ALL
     UNION ALL SELECT spec_id, count(DISTINCT video_id) FROM questions WHERE spec_id IS NOT NULL GROUP BY ALL
     UNION ALL SELECT spec_id, count(*) FROM responses GROUP BY ALL
+    UNION ALL SELECT spec_id, count(*) FROM ratings GROUP BY ALL
     UNION ALL SELECT spec_id, count(*) FROM labels WHERE vote = 0 GROUP BY ALL
 ), failed AS (
     SELECT r.config->>'$.spec_id' AS spec_id, count(*) AS n FROM open_failures f JOIN runs r USING (run_id) GROUP BY ALL
@@ -127,6 +160,36 @@ WITH answered AS (
 SELECT s.stage, s.spec_id, s.model, s.prompt, w.n::BIGINT AS rows_wanted, coalesce(t.n, 0) AS rows_standing,
        greatest(w.n::BIGINT - coalesce(t.n, 0), 0) AS rows_missing, coalesce(f.n, 0) AS open_failures
 FROM specs s JOIN wanted w USING (spec_id) LEFT JOIN standing t USING (spec_id) LEFT JOIN failed f USING (spec_id);
+
+-- How many of the questions that a model wrote can be answered, says the model that was asked? `below_half` get no
+-- responses where `at_least` is 0.5.
+CREATE OR REPLACE VIEW answerability AS
+SELECT r.spec_id, s.model, s.prompt, count(*) AS questions, avg(r.value) AS mean,
+       count(*) FILTER (r.value < 0.5) AS below_half
+FROM ratings r JOIN specs s USING (spec_id) WHERE r.item = 'answerable' GROUP BY ALL;
+
+-- Are the answers to spoilt videos really worse? One row for every judged pair of such an answer and the same policy's
+-- answer to the video as it is: `confirmed` where the judge prefers the latter.
+CREATE OR REPLACE VIEW negative_pairs AS
+WITH spoilt AS (
+    SELECT r.response_id, coalesce(s.frames->>'$.perturb', s.sampling->>'$.perturb') AS perturbation
+    FROM responses r JOIN specs s USING (spec_id) WHERE s.stage = 'respond' AND perturbation IS NOT NULL
+), judged AS (
+    SELECT n.response_id AS spoilt, n.perturbation, p.* FROM spoilt n JOIN preferences p ON p.response_a = n.response_id
+    UNION ALL
+    SELECT n.response_id, n.perturbation, p.* FROM spoilt n JOIN preferences p ON p.response_b = n.response_id
+)
+SELECT perturbation, pair_id, judge, judge_prompt,
+       CASE WHEN choice = 'tie' THEN 'tied' WHEN rejected = spoilt THEN 'confirmed' ELSE 'contradicted' END AS verdict,
+       strength, conflict, spoilt AS negative_response, question_id, video_id, split
+FROM judged WHERE complete;
+
+-- The same by kind of perturbation: how many negatives are worth their name?
+CREATE OR REPLACE VIEW negatives AS
+SELECT perturbation, judge, judge_prompt, count(*) AS pairs, count(*) FILTER (verdict = 'confirmed') AS confirmed,
+       count(*) FILTER (verdict = 'tied') AS tied, count(*) FILTER (verdict = 'contradicted') AS contradicted,
+       avg((verdict = 'confirmed')::INT) AS confirmed_rate
+FROM negative_pairs GROUP BY ALL;
 
 -- Where does a judge contradict itself? Pairs whose two orders named different winners, with what each of them said:
 -- how probable it is that response a is better, shown first and shown second.
@@ -174,16 +237,21 @@ WITH verdicts AS MATERIALIZED (
 )
 SELECT * EXCLUDE (by_chance), (agreement - by_chance) / nullif(1 - by_chance, 0) AS kappa FROM counted;
 
--- What did every stage cost, and how fast was it, by model and engine?
+-- What did every stage cost, how fast was it, and what mostly held it back, by model and engine? `hit_rate` is the share
+-- of prompt tokens that were found in a prefix cache. Stages that ran together share the time by their rows.
 CREATE OR REPLACE VIEW cost AS
+WITH timed AS (
+    SELECT *, coalesce(nullif(seconds, 0), epoch(ended_at - started_at)) AS took FROM runs
+)
 SELECT stage, coalesce(config->>'$.model', config->>'$.settings.model') AS model, engine, count(*) AS runs,
        sum(rows_written) AS rows_written, sum(rows_failed) AS rows_failed,
        sum(tokens_in) AS tokens_in, sum(tokens_out) AS tokens_out,
-       sum(epoch(ended_at - started_at)) AS seconds, sum(gpu_seconds) AS gpu_seconds,
-       sum(rows_written) FILTER (ended_at IS NOT NULL) / nullif(sum(epoch(ended_at - started_at)), 0) AS rows_per_s,
-       sum(tokens_in + tokens_out) FILTER (ended_at IS NOT NULL)
-       / nullif(sum(epoch(ended_at - started_at)), 0) AS tokens_per_s
-FROM runs GROUP BY ALL;
+       sum(cached_tokens) / nullif(sum(tokens_in), 0) AS hit_rate,
+       sum(took) AS seconds, sum(gpu_seconds) / 3600 AS gpu_hours,
+       sum(rows_written) FILTER (took IS NOT NULL) / nullif(sum(took), 0) AS rows_per_s,
+       sum(tokens_in + tokens_out) FILTER (took IS NOT NULL) / nullif(sum(took), 0) AS tokens_per_s,
+       arg_max(bound_by, took) FILTER (bound_by <> '') AS bound_by
+FROM timed GROUP BY ALL;
 
 -- Does the judge like the longer answer?
 CREATE OR REPLACE VIEW length_gap AS
@@ -201,3 +269,44 @@ CREATE OR REPLACE VIEW learning_curves AS
 SELECT r.config->>'$.checkpoint_id' AS checkpoint_id, r.stage, s.step, s.metrics, s.run_id
 FROM steps s JOIN runs r USING (run_id)
 QUALIFY row_number() OVER (PARTITION BY checkpoint_id, s.step ORDER BY r.started_at DESC, s.run_id DESC) = 1;
+
+-- How do answers change from round to round (`run --round`)? One row per round and judge of its pairs: lengths, answers
+-- that were cut off, `length_drift` = mean tokens over those of round 1, ties and conflicts of the judge, and the
+-- accuracy of the reward model in its last ten steps of training.
+CREATE OR REPLACE VIEW rounds AS
+WITH RECURSIVE policies AS (
+    SELECT * FROM specs WHERE stage = 'respond' AND (frames->>'$.perturb') IS NULL AND (sampling->>'$.perturb') IS NULL
+), trained AS (
+    SELECT checkpoint_id, parent, path || '/merged' AS merged FROM checkpoints WHERE kind = 'ppo'
+), chain AS (
+    SELECT s.spec_id, 1 AS round, s.spec_id AS first_spec, NULL::VARCHAR AS policy FROM policies s
+    WHERE NOT EXISTS (SELECT 1 FROM trained t WHERE ends_with(s.model, t.merged))
+    UNION ALL
+    SELECT s.spec_id, c.round + 1, c.first_spec, t.checkpoint_id
+    FROM chain c JOIN policies b USING (spec_id) JOIN trained t ON t.parent = b.revision
+    JOIN policies s ON ends_with(s.model, t.merged) AND s.prompt_hash = b.prompt_hash AND s.frames = b.frames
+        AND s.sampling = b.sampling
+), said AS (
+    SELECT spec_id, count(*) AS responses, avg(tokens) AS mean_tokens, median(tokens) AS median_tokens,
+           avg(length(text)) AS mean_characters, median(length(text)) AS median_characters,
+           avg((finish = 'length')::INT) AS cut_off_rate
+    FROM responses GROUP BY spec_id
+), judged AS (
+    SELECT s.upstream->>'$.respond' AS spec_id, p.judge, p.judge_prompt, count(*) AS pairs,
+           avg((p.choice = 'tie')::INT) AS tie_rate, avg(p.conflict::INT) AS conflict_rate
+    FROM preferences p JOIN specs s ON s.spec_id = p.judge WHERE p.complete GROUP BY ALL
+), learned AS (
+    SELECT checkpoint_id, avg((metrics->>'$."reward/accuracy"')::DOUBLE) AS accuracy FROM (
+        FROM learning_curves QUALIFY row_number() OVER (PARTITION BY checkpoint_id ORDER BY step DESC) <= 10
+    ) GROUP BY checkpoint_id
+), rewarded AS (
+    SELECT d.judge, avg(l.accuracy) AS reward_accuracy
+    FROM (SELECT DISTINCT rows_hash, judge FROM dataset_rows) d JOIN checkpoints c ON c.data_hash = d.rows_hash
+    JOIN learned l USING (checkpoint_id)
+    WHERE c.kind = 'reward' AND (c.config->>'$.settings.use_video')::BOOLEAN GROUP BY d.judge
+)
+SELECT c.round, c.spec_id AS respond_spec, c.policy, s.* EXCLUDE (spec_id), s.mean_tokens / f.mean_tokens AS length_drift,
+       j.judge, j.judge_prompt, j.pairs, j.tie_rate, j.conflict_rate, r.reward_accuracy
+FROM chain c JOIN said s USING (spec_id) JOIN said f ON f.spec_id = c.first_spec
+LEFT JOIN judged j ON j.spec_id = c.spec_id LEFT JOIN rewarded r ON r.judge = j.judge
+ORDER BY c.first_spec, c.round, j.judge_prompt;

@@ -1,1 +1,3 @@
 """Whatever runs a model."""
+
+ENGINES = ("auto", "transformers", "vllm", "server", "ray")

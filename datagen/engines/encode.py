@@ -6,32 +6,18 @@ ids and the same pixels. Works with any processor of transformers that takes `vi
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from vlm_rlaif.datagen.engine import VideoPart
 from vlm_rlaif.datagen.engines import torchvision_repair
+from vlm_rlaif.datagen.engines.clips import Clip, metadata
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
-from vlm_rlaif.warehouse.media.frame_cache import FrameCache
-from vlm_rlaif.warehouse.media.video import sample
 
 torchvision_repair.declare_missing_operators()
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """Frames as a model is given them."""
-
-    frames: NDArray[np.uint8]
-    """(T, H, W, 3)."""
-    times_s: tuple[float, ...]
-    """Display time of every frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +41,15 @@ class Encoded:
     """Inputs of the vision tower; rows of several prompts are concatenated."""
 
 
-@functools.lru_cache(maxsize=8)
-def read_clip(part: VideoPart) -> Clip:
-    """Decode the frames that a request asks for; raises `VideoError`.
+class TooLong(ValueError):
+    """A prompt that the model cannot take in one piece. It is never cut: the frames would be cut with it."""
 
-    A few are kept: the requests of one video come one after the other.
-    """
-    spec = part.frames
-    asked: dict[str, Any] = {"start_s": part.start_s, "end_s": part.end_s, "size": spec.size}
-    if part.cache is not None and part.video_id is not None:
-        taken = FrameCache(part.cache).sample(part.path, part.video_id, spec.count, **asked)
-    else:
-        taken = sample(part.path, spec.count, **asked)
-    frames = np.repeat(taken.frames, spec.repeat, axis=0)
-    return Clip(frames, tuple(t for t in taken.times_s for _ in range(spec.repeat)))
+    def __init__(self, row: Encoded, limit: int) -> None:
+        visual = sum(kind != 0 for kind in row.types)
+        super().__init__(
+            f"The prompt is {len(row.ids):,} tokens long, {visual:,} of them for its video, but prompt and answer"
+            f" together may be {limit:,}: show fewer or smaller frames, or less text."
+        )
 
 
 class Encoder:
@@ -140,25 +121,6 @@ class Encoder:
         known = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
         found = {getattr(self.processor, name, None) for name in known}
         return sorted(i for i in found if i is not None)
-
-
-def metadata(clip: Clip) -> dict[str, Any]:
-    """What processors want to know about frames that are already chosen.
-
-    Frame numbers are written so that number / fps is the display time: models that read time read the truth.
-    """
-    times = clip.times_s
-    steps = np.diff(times)
-    step_s = float(steps.mean()) if len(steps) and steps.mean() > 0 else 1.0
-    height, width = clip.frames.shape[1:3]
-    return {
-        "fps": 1 / step_s,
-        "total_num_frames": len(times),
-        "duration": times[-1] - times[0] + step_s,
-        "frames_indices": [t / step_s for t in times],
-        "height": height,
-        "width": width,
-    }
 
 
 def _split(made: Any, count: int) -> list[dict[str, torch.Tensor]]:

@@ -38,14 +38,14 @@ class CaptionStage:
         return Request(
             row["row_id"], said.user, said.system,
             VideoPart.of(warehouse, row, self.recipe.frames, row["start_s"], row["end_s"]),
-            sampling=self.recipe.sampling,
+            sampling=self.recipe.sampling, adapter=self.recipe.adapter,
         )  # fmt: skip
 
     def parse(self, row: Row, completion: Completion, run_id: str) -> Sequence[Record]:
         return [
             Caption(
                 caption_id=row["row_id"], clip_id=row["clip_id"], spec_id=self.spec.spec_id,
-                text=text_of(completion), run_id=run_id,
+                text=text_of(completion), cached_tokens=completion.cached_tokens, run_id=run_id,
             )
         ]  # fmt: skip
 

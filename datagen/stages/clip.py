@@ -1,4 +1,4 @@
-"""Clips: a video cut into parts by time. No model, no pixels."""
+"""Clips: a video cut into parts by time, or at its scene cuts (`scenes.py`). No model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from vlm_rlaif.datagen.portion import Shard
+from vlm_rlaif.datagen.stages.scenes import clip_scenes
 from vlm_rlaif.warehouse.config import Clips
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import Clip, Record, row_id
@@ -17,9 +19,11 @@ SHORTEST_S = 0.2
 
 
 def method_name(recipe: Clips) -> str:
-    """`parts:3` or `seconds:2.0`; stored with every clip, and how later stages find the right ones."""
-    if (recipe.parts is None) == (recipe.seconds is None):
-        raise UserError("clip: give either `parts` or `seconds`.")
+    """`parts:3`, `seconds:2.0` or `scenes:0.3:1.0:20`; stored with every clip, for later stages to find theirs."""
+    if [recipe.parts, recipe.seconds, recipe.scenes].count(None) != 2:
+        raise UserError("clip: give either `parts`, `seconds` or `scenes`.")
+    if recipe.scenes is not None:
+        return f"scenes:{recipe.scenes.threshold}:{recipe.scenes.min_s}:{recipe.scenes.most}"
     if (recipe.parts or recipe.seconds or 0) <= 0:
         raise UserError("clip: `parts` or `seconds` must be above zero.")
     return f"parts:{recipe.parts}" if recipe.parts else f"seconds:{recipe.seconds}"
@@ -44,9 +48,14 @@ def cut(duration_s: float, recipe: Clips) -> list[tuple[float, float]]:
     return list(itertools.pairwise(edges))
 
 
-def clip(warehouse: Warehouse, recipe: Clips) -> Outcome:
-    """Cut every readable video that has no clips of this method yet."""
+def clip(warehouse: Warehouse, recipe: Clips, shard: Shard | None = None) -> Outcome:
+    """Cut every readable video that has no clips of this method yet.
+
+    Of a shard only its own are decoded to find their scenes; cutting by time costs nothing, and is done for all.
+    """
     method = method_name(recipe)
+    if recipe.scenes is not None:
+        return clip_scenes(warehouse, recipe.scenes, method, shard=shard)
 
     def rows(run_id: str) -> Iterator[Record]:
         waiting = warehouse.stream(

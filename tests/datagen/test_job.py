@@ -16,6 +16,7 @@ from vlm_rlaif.datagen.engine import Completion, Engine, Request, ScriptedEngine
 from vlm_rlaif.datagen.estimate import estimate
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import respond_stage
+from vlm_rlaif.datagen.portion import Portion
 from vlm_rlaif.datagen.stages.respond import RespondStage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
@@ -76,7 +77,7 @@ def answer(request):
         os.kill(os.getpid(), signal.SIGINT)
     return f"{request.user} {request.seed}"
 
-engines.make = lambda name, model: ScriptedEngine(answer)
+engines.make = lambda settings, model: ScriptedEngine(answer)
 main()
 """
 
@@ -226,7 +227,7 @@ def test_an_estimate_counts_what_a_run_would_do(work: Work, asked: Warehouse, st
     work(answer_no_colours, limit=10)
 
     def rows(**options: Any) -> str:
-        return str(estimate(asked, stage, **options)).split(" would")[0]
+        return str(estimate(asked, stage, Portion(**options), "transformers")).split(" would")[0]
 
     assert rows() == "respond: 2 rows"
     assert rows(retry_failed=True) == "respond: 8 rows"
@@ -321,9 +322,10 @@ def test_control_c_ends_with_130_and_keeps_what_is_finished(
     stopped = subprocess.run(command, capture_output=True, text=True)
     assert stopped.returncode == 130, stopped.stderr
     assert "Interrupted. What is finished is kept" in stopped.stderr and "Traceback" not in stopped.stderr
-    assert [(r["status"], r["rows_written"]) for r in runs(asked)] == [("interrupted", 3)]
-    assert len(responses(asked)) == 3
-    run_stage(asked, stage, lambda: ScriptedEngine(answer))
+    assert "what is in flight is finished. Once more stops at once." in stopped.stderr
+    assert [(r["status"], r["rows_written"]) for r in runs(asked)] == [("interrupted", 4)]
+    assert len(responses(asked)) == 4
+    assert run_stage(asked, stage, lambda: ScriptedEngine(answer)).written == 8
     assert responses(asked) == wanted
 
 

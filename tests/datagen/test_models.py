@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from vlm_rlaif.datagen import models
-from vlm_rlaif.warehouse.errors import MissingExtra
+from vlm_rlaif.warehouse.errors import MissingExtra, UserError
 
 NAME = "some-owner/some-model"
 OLD, NEW = "a" * 40, "b" * 40
@@ -194,3 +194,12 @@ def test_a_hub_model_without_the_hubs_package_names_the_extra(monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(MissingExtra, match=r"hub model owner/name(.|\n)*vlm-rlaif\[models\]"):
         models.revision("owner/name")
+
+
+def test_a_served_model_is_pinned_by_its_name_and_loaded_by_nobody_here() -> None:
+    assert models.resolve("served:my model") == "served:my model"
+    assert models.revision("served:my model") == ""
+    with pytest.raises(UserError, match=r"only a server has(.|\n)*--server"):
+        models.download("served:my model")
+    with pytest.raises(UserError, match="--model served:NAME"):
+        models.resolve("served:")

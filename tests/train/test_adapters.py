@@ -7,11 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vlm_rlaif.datagen.engines.transformers_engine import load_model
+from vlm_rlaif.datagen.engine import Request
+from vlm_rlaif.datagen.engines.encode import Conversation, collate
+from vlm_rlaif.datagen.engines.transformers_engine import TransformersEngine, load_model
 from vlm_rlaif.train.ppo import PPOTrainer
 from vlm_rlaif.train.reward import ADAPTER_NAME, RewardModel, Scored
 from vlm_rlaif.train.rollout import POLICY, VALUE
-from vlm_rlaif.train.vlm import HEAD, Backbone, export, load_adapter, scalar_head
+from vlm_rlaif.train.vlm import ADAPTER, BEFORE, HEAD, Backbone, export, load_adapter, scalar_head
 from vlm_rlaif.warehouse.config import PPO, Rewarding
 from vlm_rlaif.warehouse.errors import UserError
 
@@ -107,6 +109,27 @@ def test_an_adapter_of_another_base_is_refused(reward_folder: Path, tmp_path: Pa
     save(other, processor, tmp_path / "other")
     with pytest.raises(UserError, match="was trained on"):
         load_adapter(reward_folder, Backbone(str(tmp_path / "other")), "reward")
+
+
+def test_an_adapter_saved_under_its_former_name_is_still_read(
+    reward_settings: Rewarding, rows: list[Scored], tmp_path: Path
+) -> None:
+    model = reward_model(reward_settings)
+    model.save(tmp_path / "saved")
+    (tmp_path / "saved" / ADAPTER).rename(tmp_path / "saved" / BEFORE)
+    assert RewardModel.load(tmp_path / "saved").score(rows) == model.score(rows)
+
+
+def test_an_engine_wears_what_a_trainer_has_saved(reward_settings: Rewarding, reward_folder: Path) -> None:
+    """`--adapter CHECKPOINT`: peft's format, the same names, the same scale."""
+    model = reward_model(reward_settings)
+    asked = Request("x", "which ?", choices=("A", "B", "C"), adapter=str(reward_folder))
+    encoder = model.backbone.encoder
+    inputs = collate(encoder.encode([Conversation(asked.user)]), encoder.pad_id, side="left")
+    with model.backbone.activate(ADAPTER_NAME), torch.no_grad():
+        wanted = model.backbone.base(**inputs).logits[0, -1].log_softmax(-1)[encoder.choice_ids(asked.choices)]
+    [found] = TransformersEngine(reward_settings.model, device="cpu").generate([asked])
+    assert list(found.choice_logprobs.values()) == pytest.approx(wanted.tolist(), abs=1e-4)
 
 
 def test_the_exported_checkpoint_answers_like_the_adapter(

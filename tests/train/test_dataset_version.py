@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from vlm_rlaif.datagen.plan import respond_stage
 from vlm_rlaif.feedback.label import label_stage
 from vlm_rlaif.train.run import coin, reward_job, train_reward, with_dataset, with_labels
 from vlm_rlaif.warehouse.config import Recipe, Rewarding
@@ -45,6 +46,7 @@ def verdicts(recipe: Recipe, pair: str, p_a: float, vote: int = 0) -> list[Recor
 def labeled(warehouse: Warehouse, learning: Recipe, clips: list[Path]) -> Warehouse:
     """A pair about each of four clips, the last of which is not for training."""
     rows: list[Record] = [label_stage(learning, "none").spec]
+    policy = respond_stage(learning).spec.spec_id
     for number, (clip, split) in enumerate(zip(clips, SPLITS, strict=True)):
         name = f"n{number}"
         rows += [
@@ -52,7 +54,7 @@ def labeled(warehouse: Warehouse, learning: Recipe, clips: list[Path]) -> Wareho
             Question(question_id=name, video_id=name, text="what moves ?", source="imported", run_id="r"),
             *(
                 Response(
-                    response_id=f"{name}{side}", question_id=name, spec_id="s", sample_index=i, seed=i,
+                    response_id=f"{name}{side}", question_id=name, spec_id=policy, sample_index=i, seed=i,
                     text=f"a {('red', 'blue')[i]} circle moves .", tokens=5, finish="stop", logprob=None, run_id="r",
                 )
                 for i, side in enumerate("ab")

@@ -17,7 +17,8 @@ import torch
 
 from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import VideoPart
-from vlm_rlaif.datagen.engines.encode import Conversation, Encoded, read_clip
+from vlm_rlaif.datagen.engines.clips import read_clip
+from vlm_rlaif.datagen.engines.encode import Conversation, Encoded
 from vlm_rlaif.train.ppo import PPOTrainer
 from vlm_rlaif.train.reward import ADAPTER_NAME, RewardModel, Scored
 from vlm_rlaif.train.rollout import POLICY, VALUE, Rollout

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from vlm_rlaif.datagen.engines.encode import Clip, Conversation, Encoded, Encoder
+from vlm_rlaif.datagen.engines.clips import Clip
+from vlm_rlaif.datagen.engines.encode import Conversation, Encoded, Encoder
 from vlm_rlaif.datagen.shapes.render import draw
 from vlm_rlaif.train.data import join
 from vlm_rlaif.train.embedded import collate, make_sample

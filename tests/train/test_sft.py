@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from vlm_rlaif.datagen import models, prompt, shapes
+from vlm_rlaif.datagen import models, prompt
 from vlm_rlaif.datagen.engine import VideoPart
-from vlm_rlaif.datagen.engines.encode import Conversation, Encoder, read_clip
+from vlm_rlaif.datagen.engines.clips import read_clip
+from vlm_rlaif.datagen.engines.encode import Conversation, Encoder
 from vlm_rlaif.datagen.engines.transformers_engine import load_model
+from vlm_rlaif.datagen.shapes import world as shapes
 from vlm_rlaif.train.jobs import Trained
 from vlm_rlaif.train.run import MERGED, train_sft
 from vlm_rlaif.warehouse.config import FineTuning, Frames, Lora, Recipe

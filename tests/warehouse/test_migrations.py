@@ -15,8 +15,9 @@ from vlm_rlaif.warehouse.records import RECORDS, Clip, Record, primary_key
 from vlm_rlaif.warehouse.store import Warehouse
 
 VIEWS = (
-    "conflicts", "cost", "dataset_preferences", "judge_bias", "label_agreement", "learning_curves",
-    "length_gap", "lineage", "open_failures", "pending_work", "policy_lineage", "preferences",
+    "answerability", "conflicts", "cost", "dataset_preferences", "judge_bias", "label_agreement", "learning_curves",
+    "length_gap", "lineage", "negative_pairs", "negatives", "open_failures", "pending_work", "policy_lineage",
+    "preferences", "rounds",
 )  # fmt: skip
 SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", datetime: "TIMESTAMP", list[str]: "VARCHAR[]"}
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -60,6 +61,7 @@ def test_a_warehouse_of_every_older_version_keeps_its_rows(tmp_path: Path) -> No
         path.write_bytes(gzip.decompress((FIXTURES / f"{name}.duckdb.gz").read_bytes()))
         with duckdb.connect(str(path), read_only=True) as old:
             tables = [table for (table,) in old.execute("SELECT table_name FROM duckdb_tables()").fetchall()]
+            columns = {table: ", ".join(c[0] for c in old.table(table).description) for table in tables}
             rows = {table: old.execute(f"SELECT * FROM {table} ORDER BY ALL").fetchall() for table in tables}
         with pytest.raises(UserError, match="vlm-rlaif init"):
             Warehouse.open(path)
@@ -67,7 +69,7 @@ def test_a_warehouse_of_every_older_version_keeps_its_rows(tmp_path: Path) -> No
         assert rows.pop("migrations")
         for table, before in rows.items():
             with migrated.visit(read_only=True) as new:
-                assert new.execute(f"SELECT * FROM {table} ORDER BY ALL").fetchall() == before
+                assert new.execute(f"SELECT {columns[table]} FROM {table} ORDER BY ALL").fetchall() == before
         assert migrated.value("SELECT count(*) FROM preferences") > 0
         assert migrated.value("SELECT count(*) FROM video_files") == migrated.value("SELECT count(*) FROM videos")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from datetime import datetime, timedelta
@@ -134,6 +135,21 @@ def test_cost_is_told_by_stage_model_and_engine(warehouse: Warehouse) -> None:
     assert (running["runs"], running["rows_written"], running["rows_per_s"]) == (2, 11, 1.0)
     assert found["reward", "large", "torch"]["rows_per_s"] == 0.5
     assert found["clip", None, "none"]["rows_per_s"] is None
+
+
+def test_cost_tells_the_hit_rate_the_hours_of_graphics_cards_and_what_held_the_longest_run_back(
+    warehouse: Warehouse,
+) -> None:
+    shares = {"tokens_in": 1000, "cached_tokens": 600, "gpu_seconds": 1800.0, "rows_written": 30}
+    warehouse.append(
+        [
+            dataclasses.replace(run("1", **shares), seconds=30.0, bound_by="decode"),  # of a job of two stages
+            dataclasses.replace(run("2", tokens_in=1000, rows_written=30), seconds=0.5, bound_by="engine"),
+        ]
+    )
+    (row,) = warehouse.rows("FROM cost")
+    assert (row["hit_rate"], row["gpu_hours"], row["bound_by"], row["seconds"]) == (0.3, 0.5, "decode", 30.5)
+    assert row["rows_per_s"] == pytest.approx(60 / 30.5)
 
 
 def failure(row_id: str, attempt: int = 1, run_id: str = "r") -> Failure:

@@ -22,10 +22,12 @@ LEFTOVER_AGE_S = 3600.0
 LEAST_FREE_BYTES = 1 << 30
 WHOLE: Mapping[str, tuple[str, ...]] = {
     "sft": ("merged/config.json",),
-    "reward": ("vlm_rlaif.json", "adapter.safetensors", "head.safetensors"),
-    "ppo": ("vlm_rlaif.json", "adapter.safetensors", "merged/config.json"),
+    "reward": ("vlm_rlaif.json", "adapter_model.safetensors", "head.safetensors"),
+    "ppo": ("vlm_rlaif.json", "adapter_model.safetensors", "merged/config.json"),
 }
 """Kind of a checkpoint -> the files without which it cannot be used."""
+BEFORE = {"adapter_model.safetensors": "adapter.safetensors"}
+"""What a file was called in older checkpoints, which are read as well."""
 
 
 def check_videos(warehouse: Warehouse, *, hashes: bool) -> Iterator[Finding]:
@@ -74,7 +76,7 @@ def check_outputs(warehouse: Warehouse) -> Iterator[Finding]:
         folder = warehouse.folder / row["path"]
         if not folder.is_dir():
             broken.setdefault(row["kind"], []).append(f"{row['path']}: there is no such folder")
-        elif lacks := [name for name in WHOLE.get(row["kind"], ()) if not (folder / name).is_file()]:
+        elif lacks := [name for name in WHOLE.get(row["kind"], ()) if not _stands(folder, name)]:
             broken.setdefault(row["kind"], []).append(f"{row['path']}: there is no {', '.join(lacks)}")
     for kind, said in broken.items():
         command = f"vlm-rlaif train {kind} {warehouse.path} --recipe RECIPE"
@@ -82,6 +84,10 @@ def check_outputs(warehouse: Warehouse) -> Iterator[Finding]:
     paths = [row["path"] for row in warehouse.rows("SELECT path FROM exports ORDER BY path")]
     gone = [path for path in paths if not (warehouse.folder / path).exists()]
     yield from _some("exports", "exports that are not where they were written", gone, harmless=True)
+
+
+def _stands(folder: Path, name: str) -> bool:
+    return (folder / name).is_file() or (folder / BEFORE.get(name, name)).is_file()
 
 
 def check_leftovers(warehouse: Warehouse) -> Iterator[Finding]:

@@ -26,12 +26,24 @@ def caption_id(spec: str, clip: str) -> str:
     return row_id("caption", spec, clip)
 
 
-def context_id(spec: str, captions: list[str]) -> str:
-    return row_id("context", spec, captions)
+def transcript_id(video: str, start_s: float, end_s: float, text: str) -> str:
+    return row_id("transcript", video, start_s, end_s, text)
 
 
-def question_id(video: str, text: str) -> str:
-    return row_id("question", video, text)
+def context_id(spec: str, captions: list[str], transcripts: list[str], base: str | None = None) -> str:
+    """Of captions and what is said, or of the context that it was written from."""
+    if base is not None:
+        return rewritten_id(spec, base)
+    return row_id("context", spec, captions, *([transcripts] if transcripts else []))
+
+
+def rewritten_id(spec: str, context: str) -> str:
+    return row_id("rewrite", spec, context)
+
+
+def question_id(video: str, text: str, templates: str | None = None) -> str:
+    """Of an imported question, or one from the templates of a spec."""
+    return row_id("question", video, text) if templates is None else row_id("template", templates, video, text)
 
 
 def asked_id(spec: str, context: str) -> str:
@@ -41,6 +53,10 @@ def asked_id(spec: str, context: str) -> str:
 
 def response_id(spec: str, question: str, sample_index: int) -> str:
     return row_id("response", spec, question, sample_index)
+
+
+def rating_id(spec: str, question: str, response: str | None = None) -> str:
+    return row_id("rating", spec, question, response)
 
 
 def pair_id(response_a: str, response_b: str) -> str:
@@ -75,6 +91,18 @@ REQUESTS: Mapping[str, Key] = {
     "caption": Key(
         "SELECT g.video_id, s.spec_id, g.id FROM {source}specs s, gone_clips g WHERE s.stage = 'caption'", caption_id
     ),
+    **dict.fromkeys(
+        ("refine", "summarise"),
+        Key(
+            "SELECT g.video_id, s.spec_id, g.id FROM {source}specs s, gone_contexts g"
+            " WHERE s.stage IN ('refine', 'summarise')",
+            rewritten_id,
+        ),
+    ),
+    "answerable": Key(
+        "SELECT g.video_id, s.spec_id, g.id FROM {source}specs s, gone_questions g WHERE s.stage = 'answerable'",
+        rating_id,
+    ),
     "ask": Key(
         "SELECT g.video_id, s.spec_id, g.id FROM {source}specs s, gone_contexts g WHERE s.stage = 'ask'", asked_id
     ),
@@ -82,6 +110,11 @@ REQUESTS: Mapping[str, Key] = {
         "SELECT g.video_id, s.spec_id, g.id, i.range FROM {source}specs s, gone_questions g, range({samples}) i"
         " WHERE s.stage = 'respond'",
         response_id,
+    ),
+    "rate": Key(
+        "SELECT g.video_id, s.spec_id, r.question_id, g.id FROM {source}specs s, gone_responses g"
+        " JOIN {source}responses r ON r.response_id = g.id WHERE s.stage = 'rate'",
+        rating_id,
     ),
     "label": Key(
         "SELECT p.video_id, s.spec_id, p.id, x.id, o.shown_order FROM {source}specs s, gone_pairs p,"
@@ -109,8 +142,16 @@ ROWS: Mapping[str, Key] = {
     ),
     "clips": Key("SELECT clip_id, video_id, method, start_s, end_s FROM clips", clip_id),
     "captions": Key("SELECT caption_id, spec_id, clip_id FROM captions", caption_id),
-    "contexts": Key("SELECT context_id, spec_id, caption_ids FROM contexts", context_id),
-    "questions": Key("SELECT question_id, video_id, text FROM questions WHERE spec_id IS NULL", question_id),
+    "transcripts": Key("SELECT transcript_id, video_id, start_s, end_s, text FROM transcripts", transcript_id),
+    "contexts": Key(
+        "SELECT context_id, spec_id, caption_ids, transcript_ids, base_context_id FROM contexts", context_id
+    ),
+    "questions": Key(
+        "SELECT q.question_id, q.video_id, q.text, s.spec_id AS templates FROM questions q LEFT JOIN specs s"
+        " ON s.spec_id = q.spec_id AND s.stage = 'templates' WHERE q.spec_id IS NULL OR s.spec_id IS NOT NULL",
+        question_id,
+    ),
+    "ratings": Key("SELECT rating_id, spec_id, question_id, response_id FROM ratings", rating_id),
     "responses": Key(
         "SELECT response_id, spec_id, question_id, sample_index FROM responses JOIN specs s USING (spec_id)"
         " WHERE s.stage = 'respond'",

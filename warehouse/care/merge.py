@@ -33,14 +33,28 @@ PLACES = {"videos": "uri", "video_files": "uri", "checkpoints": "path", "exports
 PROBED = ("status", "duration_s", "fps", "frames", "width", "height", "codec", "rotation")
 """What is known of a video by opening it."""
 NO_CONTENT: Mapping[str, tuple[str, ...]] = {
-    "runs": ("ended_at", "status", "rows_written", "rows_failed", "tokens_in", "tokens_out", "gpu_seconds"),
+    "runs": (
+        "ended_at",
+        "status",
+        "rows_written",
+        "rows_failed",
+        "tokens_in",
+        "tokens_out",
+        "cached_tokens",
+        "seconds",
+        "gpu_seconds",
+        "bound_by",
+    ),
     "specs": ("model", "prompt"),
     "videos": ("uri", "source", "status"),
+    "pairs": ("strategy",),
     "checkpoints": ("path", "config"),
     "exports": ("path",),
     "failures": ("message",),
+    **dict.fromkeys(("captions", "contexts", "responses", "ratings", "labels", "answers"), ("cached_tokens",)),
 }
-"""Columns that may differ under one id, beside the run: places, times, and names that are not part of a key."""
+"""Columns that may differ under one id, beside the run: places, times, caches, names that are not part of a key, and
+who chose a pair first."""
 SHOWN = 20
 
 

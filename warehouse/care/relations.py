@@ -27,11 +27,15 @@ class Reference:
 
 CONTENT = (
     Reference("video_files", "video_id", "videos"),
+    Reference("transcripts", "video_id", "videos"),
     Reference("clips", "video_id", "videos"),
     Reference("captions", "clip_id", "clips"),
     Reference("contexts", "video_id", "videos"),
     Reference("questions", "video_id", "videos"),
     Reference("responses", "question_id", "questions"),
+    Reference("responses", "shown_video_id", "videos"),
+    Reference("ratings", "question_id", "questions"),
+    Reference("ratings", "response_id", "responses"),
     Reference("pairs", "question_id", "questions"),
     Reference("pairs", "response_a", "responses"),
     Reference("pairs", "response_b", "responses"),
@@ -49,6 +53,7 @@ ORIGIN = (
         if column.name == key and record.table != parent
     ),
     Reference("dataset_rows", "judge", "specs"),
+    Reference("contexts", "base_context_id", "contexts"),  # it goes with its video, as the one that it is made from
 )
 KEY = {record.table: primary_key(record)[0] for record in RECORDS}
 """The column of every table by which others refer to it."""

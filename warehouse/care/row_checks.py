@@ -55,9 +55,14 @@ def _orphans(connection: duckdb.DuckDBPyConnection, warehouse: Warehouse) -> Ite
         "SELECT DISTINCT context_id FROM (SELECT context_id, unnest(caption_ids) AS caption_id FROM contexts)"
         " ANTI JOIN captions USING (caption_id)", "context_id", mend,
     )  # fmt: skip
+    yield from _found(
+        connection, "orphans", "contexts that were made of what is said in transcripts which are not there",
+        "SELECT DISTINCT context_id FROM (SELECT context_id, unnest(transcript_ids) AS transcript_id FROM contexts)"
+        " ANTI JOIN transcripts USING (transcript_id)", "context_id", mend,
+    )  # fmt: skip
     again = " UNION ".join(
-        f"SELECT DISTINCT video_id FROM {table}"
-        for table in ("videos", *(way.table for way in CONTENT if way.parent == "videos"))
+        f"SELECT DISTINCT {column} AS video_id FROM {table}"
+        for table, column in (("videos", "video_id"), *((w.table, w.column) for w in CONTENT if w.parent == "videos"))
     )
     yield from _found(
         connection, "removed", "removed videos of which rows have come back",

@@ -21,9 +21,11 @@ from vlm_rlaif.warehouse.store import Warehouse
 KEY_PARTS = {
     "clips": ("video_id", "method", "start_s", "end_s"),
     "captions": ("spec_id", "clip_id"),
-    "contexts": ("spec_id", "caption_ids"),
+    "transcripts": ("video_id", "start_s", "end_s", "text"),
+    "contexts": ("spec_id", "caption_ids", "transcript_ids", "base_context_id"),
     "questions": ("spec_id", "video_id"),
     "responses": ("spec_id", "question_id", "sample_index"),
+    "ratings": ("spec_id", "question_id", "response_id"),
     "pairs": ("response_a", "response_b"),
     "labels": ("spec_id", "pair_id", "context_id", "shown_order", "vote"),
     "answers": ("benchmark", "spec_id", "question_id", "sample_index"),
@@ -36,12 +38,15 @@ KEY_PARTS = {
 that a model wrote about a video. A video's id is the hash of its bytes; that of a run is made at its start."""
 REFERENCES = {
     "answer_id": "answers", "old_id": "answers", "pair_id": "pairs", "response_a": "responses",
-    "response_b": "responses", "question_id": "questions", "context_id": "contexts", "clip_id": "clips",
+    "response_b": "responses", "question_id": "questions", "context_id": "contexts",
+    "base_context_id": "contexts", "response_id": "responses", "shown_video_id": "videos", "clip_id": "clips",
     "video_id": "videos",
 }  # fmt: skip
 """Column -> the table whose id it holds."""
 COMMANDS = {
-    "caption": "datagen caption", "ask": "datagen ask", "respond": "datagen respond", "label": "feedback label",
+    "caption": "datagen caption", "refine": "datagen refine", "summarise": "datagen summarise",
+    "ask": "datagen ask", "answerable": "datagen answerable", "respond": "datagen respond", "rate": "feedback rate",
+    "label": "feedback label",
     "answer": "eval answer", "win": "run",
 }  # fmt: skip
 """Stage -> the command that runs it."""
@@ -85,7 +90,7 @@ def _key(found: Found, imported: bool) -> Row:
         names = ("question_id", "text")
     if found.table == "questions" and found.row["spec_id"] is None:
         names = ("video_id", "text")
-    key = {name: found.row[name] for name in names if found.row[name] is not None}
+    key = {name: found.row[name] for name in names if found.row[name] not in (None, [])}
     settings = flat(json.loads(found.row["config"])) if found.table in ("checkpoints", "runs") else {}
     return key | {name: value for name, value in settings.items() if name != "checkpoint_id"}
 
@@ -115,6 +120,8 @@ def _inputs(table: str, row: Row) -> Iterator[tuple[str, str]]:
             yield place, row[column]
     for caption in row.get("caption_ids") or ():
         yield "captions", caption
+    for cue in row.get("transcript_ids") or ():
+        yield "transcripts", cue
     if table == "checkpoints":
         for checkpoint in json.loads(row["config"]).get("inputs", {}).values():
             yield "checkpoints", checkpoint

@@ -1,4 +1,4 @@
-"""`vlm-rlaif add`, `import` and `relocate`: what comes into a warehouse, and where it lies."""
+"""`vlm-rlaif add`, `import`, `transcripts` and `relocate`: what comes into a warehouse, and where it lies."""
 
 from __future__ import annotations
 
@@ -101,6 +101,26 @@ def import_(
         for file, taken, records in imported.files:
             click.echo(f"{file}: {records} records, read as {taken}")
     return finish([imported], as_json)
+
+
+@click.command()
+@warehouse_argument
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--language", help="Of several files for one video, the one that is called cat.LANGUAGE.srt.")
+@click.option("--json", "as_json", is_flag=True, help="Print the outcome as JSON, with all problems.")
+def transcripts(warehouse: Path, folder: Path, language: str | None, as_json: bool) -> int:
+    """Add what is said in the videos: files of subtitles (.srt, .vtt) that are named like them."""
+    from vlm_rlaif.warehouse.intake.transcripts import add_transcripts
+    from vlm_rlaif.warehouse.store import Warehouse
+
+    done = add_transcripts(Warehouse.open(warehouse), folder, language)
+    for problem in done.problems[:SHOWN]:
+        click.echo(f"left out: {problem}", err=True)
+    if done.failed > SHOWN:
+        click.echo(f"... and {done.failed - SHOWN} more; --json lists all", err=True)
+    if done.late:
+        click.echo(f"{done.late} narratives were made before, without what is said, and stay as they are.", err=True)
+    return finish([done], as_json)
 
 
 @click.command()

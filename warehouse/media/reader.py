@@ -126,6 +126,13 @@ class Reader:
             self._read_until(wanted_s, place)
             yield self.shown_s
 
+    def every_frame(self) -> Iterator[tuple[float, av.VideoFrame]]:
+        """The frame on display and all that follow, with their times; of a reader in the mode `read`."""
+        yield self.shown_s, self.shown
+        if self._ahead is not None:
+            yield self._ahead
+            yield from self._frames
+
     def end_of(self, end_s: float | None) -> float:
         """Where the part that ends at `end_s` (None: the video) really ends; reads to the last frame.
 
