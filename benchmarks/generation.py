@@ -7,7 +7,8 @@ Each part lives in `benchmarks/generating/NAME.py`, which says what it needs, an
 matrix; `prefix` (C3) grouped dispatch and prefix caching on vLLM; `pipeline` (C4) a stage against the bare engine;
 `ray` (C5) two workers against one; `memory` a job of 1,000 against one of 100,000 rows. `prefix` and `pipeline` run
 in the environment that `tests/vllm/install.sh` makes. Writes `benchmarks/results/generation.json`, its table in
-`benchmarks/README.md`, and the figures with a target into the README. `--small` is quick, to try it, and writes nothing.
+`benchmarks/README.md`, and the figures with a target into the README. `--small` is quick, to try it, and writes
+nothing.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from vlm_rlaif.datagen.meter import Meter
 
 REPEATS_WORTH_A_WORD = 0.3
 """Share of requests that begin like the one before, from which on a prefix cache should show."""
+SHORTEST_SHARED = 64
+"""Tokens of a prompt on average: caches hold whole blocks, and a shorter prompt may not fill one."""
 HITS_TOO_FEW = 0.05
 
 
@@ -54,7 +56,8 @@ class Tally:
     def misses_its_cache(self) -> bool:
         """Prompts share their beginning, and yet the cache hardly ever held it."""
         shared = self.repeats >= REPEATS_WORTH_A_WORD * self.begun > 0
-        return shared and self.tokens_in > 0 and self.hit_rate < HITS_TOO_FEW
+        long_enough = self.tokens_in >= SHORTEST_SHARED * self.begun > 0
+        return shared and long_enough and self.hit_rate < HITS_TOO_FEW
 
     def words_about_cache(self) -> str:
         return (

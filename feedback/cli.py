@@ -29,7 +29,7 @@ def rate(warehouse: Path, recipe_name: str, model: str | None, adapter: str | No
 @feedback.command()
 @stage_options
 @adapter_option
-@click.option("--arm", "arms", multiple=True, help="context, none, or both (default: the recipe's).")
+@click.option("--arm", "--context", "arms", multiple=True, help="context, none, or both (default: the recipe's).")
 def label(
     warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, arms: tuple[str, ...], **options: Any
 ) -> int:  # fmt: skip

@@ -89,11 +89,15 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--small", action="store_true")
     small = arguments.parse_args().small
-    few, many, repeats = (100, 5_000, 1) if small else (1_000, 100_000, 3)
-    runs = [(measure(few), measure(many), measure(many, pace=None)) for _ in range(repeats)]
+    few, some, many, repeats = (100, 1_000, 5_000, 1) if small else (1_000, 10_000, 100_000, 3)
+    runs = [(measure(few), measure(some), measure(many), measure(many, pace=None)) for _ in range(repeats)]
     figures = {
-        "memory_growth": figure([large / little for (little, _), (large, _), _ in runs], "ratio"),
-        "memory_mb": figure([large for _, (large, _), _ in runs], "MB", f"peak memory of a job of {many:,} rows"),
+        "memory_growth": figure([large / little for (little, _), _, (large, _), _ in runs], "ratio"),
+        "memory_growth_later": figure(
+            [large / middle for _, (middle, _), (large, _), _ in runs], "ratio",
+            f"the same over a job of {some:,} rows: what grows before is DuckDB's room for one merge",
+        ),
+        "memory_mb": figure([large for *_, (large, _), _ in runs], "MB", f"peak memory of a job of {many:,} rows"),
         "memory_unpaced_mb": figure(
             [large for *_, (large, _) in runs], "MB", "the same job with an engine that takes no time"
         ),
