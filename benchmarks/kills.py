@@ -82,7 +82,6 @@ def make_world(folder: Path) -> Path:
 
 def work(warehouse: Warehouse, recipe_file: Path, paid: Path) -> None:
     """Every generation and label stage, once."""
-    journal.MERGE_S, journal.MERGE_SHARE = MERGE_S, 1.0
     recipe = config.load(str(recipe_file))
     with paid.open("a", encoding="utf-8") as log:
 
@@ -126,6 +125,7 @@ def serve() -> None:
         warehouse, recipe, paid = map(Path, line.strip().split("\t"))
         pid = os.fork()
         if not pid:
+            journal.MERGE_S, journal.MERGE_SHARE = MERGE_S, 1.0
             work(Warehouse(warehouse), recipe, paid)
             os._exit(0)
         print(pid, flush=True)
