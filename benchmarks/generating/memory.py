@@ -94,7 +94,8 @@ def main() -> None:
     figures = {
         "memory_growth": figure([large / little for (little, _), _, (large, _), _ in runs], "ratio"),
         "memory_growth_later": figure(
-            [large / middle for _, (middle, _), (large, _), _ in runs], "ratio",
+            [large / middle for _, (middle, _), (large, _), _ in runs],
+            "ratio",
             f"the same over a job of {some:,} rows: what grows before is DuckDB's room for one merge",
         ),
         "memory_mb": figure([large for *_, (large, _), _ in runs], "MB", f"peak memory of a job of {many:,} rows"),
