@@ -56,7 +56,7 @@ def main() -> None:
         folder = Path(name)
         texts = [prompt.load("respond_v1").user, *(describe(World(seed=3).video(i)) for i in range(50))]
         parameters = random_qwen.write(folder / "model", texts, **(SMALL_SHAPE if small else SHAPE))
-        recipe = read_recipe(folder, videos=4 if small else 120, size=64 if small else 128)
+        recipe = read_recipe(folder, videos=4 if small else 400, size=64 if small else 128)
         untouched = fill(folder / "untouched", recipe)
         engine = VLLMEngine(str(folder / "model"), max_model_len=4096)
         say(f"{parameters / 1e6:.0f} M parameters")
