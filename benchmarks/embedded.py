@@ -25,7 +25,7 @@ import torch
 from vlm_rlaif.datagen import models
 from vlm_rlaif.datagen.engines.encode import Encoder
 from vlm_rlaif.datagen.engines.transformers_engine import load_model
-from vlm_rlaif.eval.metrics import Estimate, clustered_mean
+from vlm_rlaif.feedback.stats.estimates import Estimate, clustered_mean
 from vlm_rlaif.train.embedded import Sample, collate, make_sample
 
 RESULTS = Path(__file__).parent / "results" / "embedded.json"

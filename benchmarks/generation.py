@@ -13,17 +13,13 @@ nothing.
 
 from __future__ import annotations
 
-import argparse
-import json
-import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
-ROOT = HERE.parent
-RESULTS = HERE / "results" / "generation.json"
-PAGE, FRONT = HERE / "README.md", ROOT / "README.md"
-MARKS = "<!-- generation:begin -->\n", "<!-- generation:end -->"
+sys.path.insert(0, str(Path(__file__).parent))
+
+from suite import Suite
+
 TARGETS = {
     "slot_use": ("C1: ours on 64 slots, over the best that any client could do in this order", ">= 0.90"),
     "vs_saturate": ("throughput over saturate's, as its docs advise", ">= 1.15"),
@@ -42,57 +38,7 @@ PARTS = {
     "memory": ".venv",
 }  # fmt: skip
 """Part -> the environment that it runs in."""
-
-
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    arguments.add_argument("--small", action="store_true", help="quick; nothing is written")
-    given = arguments.parse_args()
-    for part in given.only:
-        figures = measure(part, given.small)
-        print(json.dumps(figures, indent=1))
-        if not given.small:
-            write(figures)
-
-
-def measure(part: str, small: bool) -> dict[str, dict[str, object]]:
-    """The figures of one part, from the last line of what it prints."""
-    command = [str(ROOT / PARTS[part] / "bin" / "python"), str(HERE / "generating" / f"{part}.py")]
-    done = subprocess.run([*command, *(["--small"] if small else [])], stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"{part} failed; `{' '.join(command)}` tries it alone.")
-    figures: dict[str, dict[str, object]] = json.loads(done.stdout.splitlines()[-1])
-    return figures
-
-
-def write(figures: dict[str, dict[str, object]]) -> None:
-    """Add to the results, and bring the page's table up to date."""
-    found = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
-    found |= figures
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    put(PAGE, table(found))
-    put(FRONT, table({name: found[name] for name in TARGETS if name in found}))
-
-
-def put(page: Path, text: str) -> None:
-    """Replace what stands between the marks of a page."""
-    begin, end = MARKS
-    before, _, rest = page.read_text(encoding="utf-8").partition(begin)
-    page.write_text(before + begin + text + end + rest.partition(end)[2], encoding="utf-8")
-
-
-def table(figures: dict[str, dict[str, object]]) -> str:
-    """The figures as a Markdown table: those with a target first, in its order."""
-    lines = ["| figure | value | range | n | target | what it is |", "|---|---|---|---|---|---|"]
-    for name in [*(n for n in TARGETS if n in figures), *(n for n in figures if n not in TARGETS)]:
-        one, (about, target) = figures[name], TARGETS.get(name, (figures[name].get("about", ""), ""))
-        lines.append(
-            f"| `{name}` | {one['value']:.4g} {one['unit']} | {one['low']:.4g} to {one['high']:.4g} | {one['n']}"
-            f" | {target} | {about} |"
-        )
-    return "\n".join(lines) + "\n"
-
+SUITE = Suite("generation", "generating", PARTS, TARGETS)
 
 if __name__ == "__main__":
-    main()
+    SUITE.main(__doc__)

@@ -31,7 +31,7 @@ from vlm_rlaif.datagen.plan import ask_stage, caption_stage, clip_method, contex
 from vlm_rlaif.datagen.stages.clip import clip
 from vlm_rlaif.datagen.stages.context import context
 from vlm_rlaif.datagen.stages.pair import pair
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse import config, journal
 from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
 from vlm_rlaif.warehouse.schema import table_names

@@ -37,9 +37,9 @@ from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.conductor import Journey, check, generate
 from vlm_rlaif.eval.curves import draw, learning_curves, remark
 from vlm_rlaif.eval.figures import Figures
-from vlm_rlaif.eval.metrics import clustered_mean
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
+from vlm_rlaif.feedback.stats.estimates import clustered_mean
 from vlm_rlaif.train.jobs import Trained
 from vlm_rlaif.train.run import MERGED, text_only, train_ppo, train_reward, with_labels
 from vlm_rlaif.warehouse.config import Recipe, load

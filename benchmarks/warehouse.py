@@ -32,7 +32,7 @@ from big_warehouse import make
 
 from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.datagen.stages.questions import Questions
-from vlm_rlaif.feedback.label import LabelStage
+from vlm_rlaif.feedback.judges.pairwise import LabelStage
 from vlm_rlaif.warehouse import Warehouse, schema
 from vlm_rlaif.warehouse.config import Frames, Labeling
 from vlm_rlaif.warehouse.records import Label, Spec

@@ -12,8 +12,9 @@ from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.datagen.stages.respond import RespondStage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.judge_settings import Grading
 from vlm_rlaif.warehouse.records import Spec
-from vlm_rlaif.warehouse.settings import OTHER_VIDEO, Grading, Perturbing, Responding
+from vlm_rlaif.warehouse.settings import OTHER_VIDEO, Perturbing, Responding
 
 
 def policy_stages(recipe: Recipe) -> list[RespondStage]:

@@ -180,8 +180,8 @@ def versions(recipe: Recipe, stage: str, arm: str | None) -> list[Stage]:
     )
     from vlm_rlaif.datagen.policies import respond_stages
     from vlm_rlaif.eval.answer import answer_stage
-    from vlm_rlaif.feedback.label import label_stage
-    from vlm_rlaif.feedback.rate import rate_stages
+    from vlm_rlaif.feedback.judges.pairwise import label_stage
+    from vlm_rlaif.feedback.judges.rate import rate_stages
 
     if stage == "label":
         return [label_stage(recipe, chosen) for chosen in ([arm] if arm else part(recipe, "label").arms)]

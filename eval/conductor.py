@@ -44,8 +44,8 @@ from vlm_rlaif.eval.figures import (
 )
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
-from vlm_rlaif.feedback.label import label_stage
-from vlm_rlaif.feedback.rate import rate_stages
+from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.rate import rate_stages
 from vlm_rlaif.train.jobs import Trained
 from vlm_rlaif.train.run import (
     MERGED,

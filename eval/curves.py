@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
 
-from vlm_rlaif.eval.plots import line_plot
+from vlm_rlaif.feedback.report.plots import line_plot
 from vlm_rlaif.warehouse.store import Warehouse
 
 PLOTS = {

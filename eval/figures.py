@@ -13,9 +13,9 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from vlm_rlaif.datagen.plan import context_spec
-from vlm_rlaif.eval.metrics import Estimate, agreement_with_truth, clustered_mean, paired_difference
-from vlm_rlaif.eval.truth import agreements, differing_facts, pair_truths
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.stats.estimates import Estimate, agreement_with_truth, clustered_mean, paired_difference
+from vlm_rlaif.feedback.truth import agreements, differing_facts, pair_truths
 from vlm_rlaif.train.run import taught_by
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.store import Warehouse

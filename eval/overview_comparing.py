@@ -7,8 +7,8 @@ from math import comb
 from vlm_rlaif.datagen.policies import negative_stages, pairs_of, policy_stages
 from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.eval.overview import Form, Overview
-from vlm_rlaif.feedback.label import label_stage
-from vlm_rlaif.feedback.rate import rate_stages
+from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.rate import rate_stages
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.settings import Pairing
 

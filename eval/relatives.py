@@ -28,8 +28,8 @@ from vlm_rlaif.datagen.policies import respond_stages
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.overview import MADE, spec_column
 from vlm_rlaif.eval.win import win_stage
-from vlm_rlaif.feedback.label import label_stage
-from vlm_rlaif.feedback.rate import rate_stages
+from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.rate import rate_stages
 from vlm_rlaif.train.jobs import find
 from vlm_rlaif.train.run import MERGED, after_sft, sft_job, standing
 from vlm_rlaif.warehouse.config import Recipe

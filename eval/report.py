@@ -12,7 +12,7 @@ from typing import Any
 
 from vlm_rlaif.eval.curves import Curve, draw, remark
 from vlm_rlaif.eval.figures import Figures, select
-from vlm_rlaif.eval.plots import bar_plot, png_data_uri
+from vlm_rlaif.feedback.report.plots import bar_plot, png_data_uri
 from vlm_rlaif.warehouse.media.video import VideoError, sample
 from vlm_rlaif.warehouse.store import Warehouse
 

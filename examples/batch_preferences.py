@@ -17,7 +17,7 @@ from vlm_rlaif.datagen.engines.make import Engines, EngineSettings
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import part, respond_stage
 from vlm_rlaif.datagen.stages.pair import pair
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse import Warehouse
 from vlm_rlaif.warehouse.config import Recipe, load
 from vlm_rlaif.warehouse.runs import Outcome

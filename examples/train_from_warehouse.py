@@ -14,7 +14,7 @@ from pathlib import Path
 from vlm_rlaif.datagen.engines.make import Engines, EngineSettings
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import part, respond_stage
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.train import PPOTrainer
 from vlm_rlaif.train.reward import RewardTrainer, pairs_from_rows
 from vlm_rlaif.train.rollout import POLICY

@@ -20,7 +20,7 @@ def feedback() -> None:
 @adapter_option
 def rate(warehouse: Path, recipe_name: str, model: str | None, adapter: str | None, **options: Any) -> int:
     """Let the judge rate every response by itself, from 1 to 5."""
-    from vlm_rlaif.feedback.rate import rate_stages
+    from vlm_rlaif.feedback.judges.rate import rate_stages
     from vlm_rlaif.warehouse.config import load
 
     return run_stages(warehouse, rate_stages(load(recipe_name, model, adapter)), **options)
@@ -35,7 +35,7 @@ def label(
 ) -> int:  # fmt: skip
     """Let the judge label every pair, in both orders, with and without context."""
     from vlm_rlaif.datagen.plan import part
-    from vlm_rlaif.feedback.label import label_stage
+    from vlm_rlaif.feedback.judges.pairwise import label_stage
     from vlm_rlaif.warehouse.config import load
 
     recipe = load(recipe_name, model, adapter)

@@ -167,11 +167,12 @@ def test_the_table_of_the_warehouse_is_that_of_its_results_file() -> None:
     assert warehouse.table(results) in warehouse.PAGE.read_text(encoding="utf-8")
 
 
-def test_the_tables_of_generation_are_those_of_its_results_file() -> None:
-    generation = benchmark("generation")
-    results = json.loads(generation.RESULTS.read_text(encoding="utf-8"))
-    assert generation.table(results) in generation.PAGE.read_text(encoding="utf-8")
-    assert generation.table({name: results[name] for name in generation.TARGETS if name in results}) in README
+@pytest.mark.parametrize("name", ["generation", "feedback"])
+def test_the_tables_of_a_benchmark_are_those_of_its_results_file(name: str) -> None:
+    suite = benchmark(name).SUITE
+    figures = json.loads(suite.results.read_text(encoding="utf-8"))
+    assert suite.table(figures) in (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    assert suite.front(figures) in README
 
 
 def test_the_sentence_about_the_demo_stands_between_its_marks() -> None:

@@ -14,8 +14,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = ("warehouse", "datagen", "feedback", "train", "eval")
-HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "vllm", "ray", "matplotlib", "av"}
-ONLY_IN = {"vllm": "datagen/engines/vllm_", "ray": "datagen/engines/ray_"}
+HEAVY = {"torch", "transformers", "peft", "datasets", "accelerate", "vllm", "ray", "matplotlib", "av"} | {
+    "scipy", "sklearn", "statsmodels", "krippendorff", "label_studio_sdk",
+}  # fmt: skip
+ONLY_IN = {
+    "vllm": "datagen/engines/vllm_",
+    "ray": "datagen/engines/ray_",
+    "label_studio_sdk": "feedback/audit/label_studio",
+}
 
 
 def sources() -> list[Path]:

@@ -21,7 +21,7 @@ from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.figures import label_figures, policy_figures
 from vlm_rlaif.eval.truth import score_answers
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.feedback.verdict import Verdict, combine
 from vlm_rlaif.train.run import MERGED, train_ppo, train_reward
 from vlm_rlaif.warehouse.config import Recipe, World, load

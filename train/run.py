@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_rlaif.datagen.plan import context_spec, part, questions_of
 from vlm_rlaif.datagen.policies import pairs_of
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.train.jobs import Job, Trained, find, run_training
 from vlm_rlaif.warehouse.config import PPO, Recipe, Rewarding
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError

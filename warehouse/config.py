@@ -2,7 +2,7 @@
 
 Recipes are data. They choose prompts, models, frames and numbers for every stage, and nothing else; the stages
 that a recipe leaves out are not run by it. Shipped recipes lie in `recipes/`; a path names one of your own. The
-settings of the stages that generate stand in `settings.py`, and can be had from here.
+settings of the stages that generate stand in `settings.py` and `judge_settings.py`, and can be had from here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import yaml
 
 from vlm_rlaif.warehouse.errors import UserError, nearest
+from vlm_rlaif.warehouse.judge_settings import Grading, Judge, Labeling, Panel, Probing
 from vlm_rlaif.warehouse.settings import (
     ARMS,
     LATER,
@@ -27,8 +28,6 @@ from vlm_rlaif.warehouse.settings import (
     Captioning,
     Clips,
     Frames,
-    Grading,
-    Labeling,
     Narrative,
     Pairing,
     Responding,
@@ -43,14 +42,14 @@ if typing.TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 __all__ = [
-    "ARMS", "LATER", "PPO", "Asking", "Captioning", "Clips", "Evaluation", "FineTuning", "Frames", "Labeling", "Lora",
-    "Narrative", "Recipe", "Responding", "Rewarding", "Sampling", "World", "at_least", "build", "key_parts", "load",
-    "one_of", "replace_models", "shipped",
+    "ARMS", "LATER", "PPO", "Asking", "Captioning", "Clips", "Evaluation", "FineTuning", "Frames", "Judge",
+    "Labeling", "Lora", "Narrative", "Panel", "Probing", "Recipe", "Responding", "Rewarding", "Sampling", "World",
+    "at_least", "build", "key_parts", "load", "one_of", "replace_models", "shipped",
 ]  # fmt: skip
 
 T = TypeVar("T")
 S = TypeVar("S", bound="DataclassInstance")
-PROMPTS = ("prompt", "context_prompt", "transcripts")
+PROMPTS = ("prompt", "context_prompt", "split_prompt", "transcripts")
 """Settings that name a prompt."""
 _EXPONENT = re.compile(r"[-+]?\d+(\.\d+)?[eE][-+]?\d+")
 """YAML 1.1 reads `1e-3` as text."""
@@ -181,6 +180,9 @@ class Recipe:
     rate: Grading | None = None
     pair: Pairing | None = None
     label: Labeling | None = None
+    judges: list[Judge] = field(default_factory=list)
+    panels: list[Panel] = field(default_factory=list)
+    probe: Probing | None = None
     sft: FineTuning | None = None
     reward: Rewarding | None = None
     ppo: PPO | None = None

@@ -30,12 +30,17 @@ def m003_generation(connection: duckdb.DuckDBPyConnection) -> None:
     connection.execute(_file("m003_generation.sql"))
 
 
+def m004_feedback(connection: duckdb.DuckDBPyConnection) -> None:
+    """Anchors, probes of judges, audits by people."""
+    connection.execute(_file("m004_feedback.sql"))
+
+
 def _file(name: str) -> str:
     return (resources.files("vlm_rlaif.warehouse") / name).read_text(encoding="utf-8")
 
 
 Migration = Callable[[duckdb.DuckDBPyConnection], None]
-MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_versions, m003_generation)
+MIGRATIONS: tuple[Migration, ...] = (m001_initial, m002_versions, m003_generation, m004_feedback)
 
 
 def migrate(connection: duckdb.DuckDBPyConnection) -> list[str]:

@@ -2,7 +2,8 @@
 
 Ids are hashes of what was *asked for*, never of what came back, so the same work has the same id on every
 machine and a second run of it writes nothing. Every row carries the run that wrote it. This file has the records of
-what is said about videos; those of the work itself are in `run_records.py`.
+what is said about videos; those of the work itself are in `run_records.py`, those of how far feedback can
+be trusted in `feedback_records.py`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import ClassVar
 
+from vlm_rlaif.warehouse.feedback_records import Anchor, Audit, AuditPlan, AuditProject, AuditTask, Probe
 from vlm_rlaif.warehouse.run_records import (
     Checkpoint,
     Dataset,
@@ -23,9 +25,10 @@ from vlm_rlaif.warehouse.run_records import (
 )  # fmt: skip
 
 __all__ = [
-    "PRIMARY_KEYS", "RECORDS", "Answer", "Caption", "Checkpoint", "Clip", "Context", "Dataset", "DatasetRow",
-    "Export", "Failure", "Label", "Pair", "Question", "Rating", "Record", "Removal",
-    "Response", "Run", "Score", "Spec", "Step", "Transcript", "Video", "VideoFile", "primary_key", "row_id",
+    "PRIMARY_KEYS", "RECORDS", "Anchor", "Answer", "Audit", "AuditPlan", "AuditProject", "AuditTask", "Caption",
+    "Checkpoint", "Clip", "Context", "Dataset", "DatasetRow", "Export", "Failure", "Label", "Pair", "Probe",
+    "Question", "Rating", "Record", "Removal", "Response", "Run", "Score", "Spec", "Step", "Transcript", "Video",
+    "VideoFile", "primary_key", "row_id",
 ]  # fmt: skip
 
 
@@ -221,7 +224,8 @@ class Label:
     context_id: str | None
     """NULL: the judge saw no context."""
     shown_order: str
-    """`ab`; `ba` when `response_b` was shown first; `unknown` for imported labels."""
+    """`ab`; `ba` when `response_b` was shown first; `unknown` for imported labels; `both` for derived ones (of
+    ratings, a panel, a calibration), which stand for both orders at once."""
     vote: int
     choice: str
     """`a`, `b` or `tie`."""
@@ -263,12 +267,14 @@ class Score:
 
 
 Record = (
-    Run | Spec | Video | VideoFile | Removal | Transcript | Clip | Caption | Context | Question | Response | Rating
-    | Pair | Label | Failure | Dataset | DatasetRow | Export | Checkpoint | Answer | Score | Step
+    Run | Spec | Video | VideoFile | Removal | Transcript | Clip | Caption | Context | Question | Response
+    | Rating | Pair | Label | Anchor | Probe | AuditPlan | AuditTask | AuditProject | Audit | Failure | Dataset
+    | DatasetRow | Export | Checkpoint | Answer | Score | Step
 )  # fmt: skip
 RECORDS: tuple[type[Record], ...] = (
-    Run, Spec, Video, VideoFile, Removal, Transcript, Clip, Caption, Context, Question, Response, Rating, Pair, Label,
-    Failure, Dataset, DatasetRow, Export, Checkpoint, Answer, Score, Step,
+    Run, Spec, Video, VideoFile, Removal, Transcript, Clip, Caption, Context, Question, Response, Rating, Pair,
+    Label, Anchor, Probe, AuditPlan, AuditTask, AuditProject, Audit, Failure, Dataset, DatasetRow, Export,
+    Checkpoint, Answer, Score, Step,
 )  # fmt: skip
 """Every table, parents before children."""
 

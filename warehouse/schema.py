@@ -1,4 +1,5 @@
-"""Records to columns: what DuckDB and Arrow call the fields of `records.py`; the views live in `views.sql`."""
+"""Records to columns: what DuckDB and Arrow call the fields of `records.py`; the views live in `views.sql` and
+`views_feedback.sql`."""
 
 from __future__ import annotations
 
@@ -17,6 +18,9 @@ _ARROW_TYPES = {
     str: pa.string(), int: pa.int64(), float: pa.float64(), datetime: pa.timestamp("us"),
     list[str]: pa.list_(pa.string()),
 }  # fmt: skip
+
+
+VIEWS = ("views.sql", "views_feedback.sql")
 
 
 def columns(record: type[Record]) -> dict[str, tuple[type, bool]]:
@@ -50,4 +54,5 @@ def table_names() -> list[str]:
 
 def create_views() -> str:
     """All views: they hold no data, so they are replaced whenever a warehouse is brought up to date."""
-    return (resources.files("vlm_rlaif.warehouse") / "views.sql").read_text(encoding="utf-8")
+    folder = resources.files("vlm_rlaif.warehouse")
+    return "\n".join((folder / name).read_text(encoding="utf-8") for name in VIEWS)

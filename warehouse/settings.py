@@ -1,6 +1,7 @@
 """What a recipe says about each stage that generates: which model, prompt, frames and numbers. Data, no code.
 
-`config.py` goes on with what is trained, puts the parts together as a `Recipe`, and reads recipes from YAML.
+`judge_settings.py` goes on with the judges, `config.py` with what is trained; it puts the parts together as a
+`Recipe`, and reads recipes from YAML.
 """
 
 from __future__ import annotations
@@ -284,26 +285,6 @@ POLICY = tuple(field.name for field in dataclasses.fields(FurtherPolicy))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grading:
-    """A judge rates every response by itself, from 1 to 5."""
-
-    model: str
-    adapter: str = ""
-    prompt: str
-    """The judge's prompt without context."""
-    context_prompt: str | None = None
-    """The judge's prompt with `{context}`."""
-    frames: Frames
-    arm: str = "none"
-    """Whether it reads the narrative: `context` or `none`."""
-
-    def __post_init__(self) -> None:
-        one_of(ARMS, arm=self.arm)
-        if self.arm == "context" and self.context_prompt is None:
-            raise ValueError("`arm: context` needs a `context_prompt`")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Perturbing:
     """Negatives: the policy answers once more from a video that was spoilt, or from another one."""
 
@@ -353,20 +334,3 @@ class Pairing:
             raise ValueError(f"a `score` is needed here, one of {', '.join(SCORES)}")
         if self.max_similarity is not None and not 0 <= self.max_similarity <= 1:
             raise ValueError(f"`max_similarity` lies between 0 and 1, not at {self.max_similarity}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Labeling:
-    model: str
-    adapter: str = ""
-    prompt: str
-    """The judge's prompt without context."""
-    context_prompt: str
-    """The judge's prompt with `{context}`."""
-    frames: Frames
-    arms: list[str] = field(default_factory=lambda: list(ARMS))
-    """Which labels are made: `context`, `none` or both."""
-
-    def __post_init__(self) -> None:
-        for arm in self.arms:
-            one_of(ARMS, arms=arm)

@@ -1,21 +1,25 @@
 -- Answers to the questions that people ask. Nothing here holds data.
 
 -- Which response does a judge prefer? One row per pair and judge: both orders averaged, opposite verdicts of the two
--- orders = a tie. The votes of one order count by majority. `complete`: judged in both orders, or imported. The slow
--- twin is `feedback.verdict.combine`.
+-- orders = a tie. The votes of one order count by majority. `complete`: judged in both orders, imported, or derived from
+-- other verdicts. `order_agreement` is NULL where there are no two orders. `vote_spread`: how far the votes of one order
+-- lie apart (standard deviation of p, mean over the orders); NULL with one vote. The slow twin is
+-- `feedback.verdict.combine`.
 CREATE OR REPLACE VIEW preferences AS
 WITH by_order AS (
     SELECT pair_id, spec_id, shown_order, avg(p_a + p_tie / 2) AS p,
            CASE WHEN count_if(choice = 'a') > greatest(count_if(choice = 'b'), count_if(choice = 'tie')) THEN 'a'
                 WHEN count_if(choice = 'b') > greatest(count_if(choice = 'a'), count_if(choice = 'tie')) THEN 'b'
                 ELSE 'tie' END AS choice,
-           any_value(context_id) AS context_id
+           any_value(context_id) AS context_id,
+           CASE WHEN count(*) > 1 THEN stddev_pop(p_a + p_tie / 2) END AS spread
     FROM labels GROUP BY pair_id, spec_id, shown_order
 ), judged AS (
     SELECT pair_id, spec_id AS judge, avg(p) AS p, count(*) AS orders,
            bool_or(choice = 'a') AS any_a, bool_or(choice = 'b') AS any_b,
-           bool_or(shown_order = 'unknown') OR count(*) = 2 AS complete,
-           count(*) = 2 AND min(choice) = max(choice) AS order_agreement, any_value(context_id) AS context_id
+           bool_or(shown_order IN ('unknown', 'both')) OR count(*) = 2 AS complete,
+           CASE WHEN count(*) = 2 THEN min(choice) = max(choice) END AS order_agreement,
+           any_value(context_id) AS context_id, avg(spread) AS vote_spread
     FROM by_order GROUP BY pair_id, spec_id
 ), decided AS (
     SELECT *, CASE WHEN any_a AND any_b THEN 'tie'
@@ -26,7 +30,8 @@ WITH by_order AS (
 )
 SELECT d.pair_id, d.judge, s.prompt AS judge_prompt, d.context_id, q.video_id, p.question_id, q.kind,
        p.response_a, p.response_b, d.choice, d.p AS p_a, abs(2 * d.p - 1) AS strength,
-       d.orders, d.complete, d.order_agreement, d.any_a AND d.any_b AS conflict,
+       d.orders, d.complete, d.order_agreement, d.vote_spread,
+       d.any_a AND d.any_b AS conflict,
        CASE d.choice WHEN 'a' THEN p.response_a WHEN 'b' THEN p.response_b END AS chosen,
        CASE d.choice WHEN 'a' THEN p.response_b WHEN 'b' THEN p.response_a END AS rejected,
        v.split

@@ -13,7 +13,7 @@ import pytest
 
 from vlm_rlaif.datagen import adapters, models
 from vlm_rlaif.datagen.plan import ask_stage, caption_stage, respond_stage
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse import config
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.errors import UserError

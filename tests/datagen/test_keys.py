@@ -6,7 +6,7 @@ import pytest
 
 from vlm_rlaif.datagen.plan import ask_stage, caption_stage, context_spec, respond_stage
 from vlm_rlaif.eval.answer import answer_stage
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.train.jobs import identity
 from vlm_rlaif.warehouse.config import Recipe, load
 from vlm_rlaif.warehouse.records import row_id

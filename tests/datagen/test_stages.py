@@ -19,7 +19,7 @@ from vlm_rlaif.datagen.plan import ask_stage, caption_stage, clip_method, contex
 from vlm_rlaif.datagen.stages.clip import clip, cut
 from vlm_rlaif.datagen.stages.context import context, narrate
 from vlm_rlaif.datagen.stages.pair import pair
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse.config import Captioning, Clips, Recipe
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import Response, Video

@@ -15,7 +15,7 @@ from vlm_rlaif.datagen.plan import ask_stage, caption_stage, clip_method, contex
 from vlm_rlaif.datagen.stages.clip import clip
 from vlm_rlaif.datagen.stages.context import context
 from vlm_rlaif.datagen.stages.pair import pair
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.store import Warehouse
 

@@ -15,12 +15,13 @@ from vlm_rlaif.eval.conductor import Journey, check, compare
 from vlm_rlaif.eval.overview import Line
 from vlm_rlaif.eval.overview_learning import overview
 from vlm_rlaif.eval.relatives import explain_pending
-from vlm_rlaif.feedback.label import label_stage
-from vlm_rlaif.feedback.rate import rate_stages
+from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.rate import rate_stages
 from vlm_rlaif.warehouse.config import Recipe, Sampling
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.inspection.why import explain
-from vlm_rlaif.warehouse.settings import FurtherPolicy, Grading, Pairing, Perturbing
+from vlm_rlaif.warehouse.judge_settings import Grading
+from vlm_rlaif.warehouse.settings import FurtherPolicy, Pairing, Perturbing
 from vlm_rlaif.warehouse.store import Warehouse
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from vlm_rlaif.datagen.shapes import render as shapes_video
 from vlm_rlaif.datagen.shapes import world as shapes
-from vlm_rlaif.eval.metrics import clustered_mean
 from vlm_rlaif.eval.report import some_pairs, write_html
+from vlm_rlaif.feedback.stats.estimates import clustered_mean
 from vlm_rlaif.warehouse.records import Context, Label, Pair, Question, Response, Spec, Video
 from vlm_rlaif.warehouse.store import Warehouse
 

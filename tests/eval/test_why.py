@@ -15,7 +15,7 @@ from vlm_rlaif.datagen.plan import ask_stage, caption_stage, context_spec, part,
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.overview import MADE, spec_column
 from vlm_rlaif.eval.relatives import RELATIVES, explain_pending
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse.config import Evaluation, Recipe, Sampling
 from vlm_rlaif.warehouse.inspection.find import KEYS
 from vlm_rlaif.warehouse.inspection.why import KEY_PARTS, explain

@@ -11,7 +11,7 @@ from vlm_rlaif.datagen.engine import Request, ScriptedEngine
 from vlm_rlaif.datagen.job import run_stage, run_stages
 from vlm_rlaif.datagen.policies import pairs_of, respond_stages
 from vlm_rlaif.datagen.portion import Portion
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse.care.row_checks import check_ids, check_rows
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.exports.versions import Selection, create

@@ -178,7 +178,7 @@ def test_a_pair_judged_in_one_order_is_no_preference_yet(paired: Warehouse) -> N
     paired.append([label("p0", "ab", A)])
     assert paired.preferences().is_empty()
     (row,) = paired.rows("SELECT choice, orders, order_agreement FROM preferences")
-    assert row == {"choice": "a", "orders": 1, "order_agreement": False}
+    assert row == {"choice": "a", "orders": 1, "order_agreement": None}
     paired.append([label("p0", "ba", A)])
     assert paired.preferences()["choice"].to_list() == ["a"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from vlm_rlaif.datagen.plan import respond_stage
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.train.run import coin, reward_job, train_reward, with_dataset, with_labels
 from vlm_rlaif.warehouse.config import Recipe, Rewarding
 from vlm_rlaif.warehouse.errors import UserError

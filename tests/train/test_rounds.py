@@ -15,7 +15,7 @@ from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import respond_stage
 from vlm_rlaif.datagen.policies import negative_stages
 from vlm_rlaif.datagen.stages.pair import pair
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.train.jobs import Job, Trained
 from vlm_rlaif.train.rounds import of_round
 from vlm_rlaif.train.run import MERGED, _freeze, after_sft, ppo_job, reward_job, sft_job

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from vlm_rlaif.datagen.plan import ask_stage, context_spec, respond_stage
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.train.run import coin, prompt_rows, reward_job
 from vlm_rlaif.warehouse.config import Recipe, Rewarding
 from vlm_rlaif.warehouse.records import Context, Label, Pair, Question, Record, Response, Spec, Video

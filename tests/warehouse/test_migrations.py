@@ -15,9 +15,10 @@ from vlm_rlaif.warehouse.records import RECORDS, Clip, Record, primary_key
 from vlm_rlaif.warehouse.store import Warehouse
 
 VIEWS = (
-    "answerability", "conflicts", "cost", "dataset_preferences", "judge_bias", "label_agreement", "learning_curves",
-    "length_gap", "lineage", "negative_pairs", "negatives", "open_failures", "pending_work", "policy_lineage",
-    "preferences", "rounds",
+    "answerability", "conflicts", "cost", "dataset_preferences", "gold", "human_preferences", "human_verdicts",
+    "judge_bias",
+    "judge_policies", "label_agreement", "learning_curves", "length_gap", "lineage", "negative_pairs", "negatives",
+    "open_failures", "pending_work", "policy_lineage", "preferences", "probe_results", "rounds",
 )  # fmt: skip
 SQL_TYPES = {str: "VARCHAR", int: "BIGINT", float: "DOUBLE", datetime: "TIMESTAMP", list[str]: "VARCHAR[]"}
 FIXTURES = Path(__file__).parents[1] / "fixtures"

@@ -41,6 +41,13 @@ CONTENT = (
     Reference("pairs", "response_b", "responses"),
     Reference("labels", "pair_id", "pairs"),
     Reference("labels", "context_id", "contexts"),
+    Reference("anchors", "pair_id", "pairs"),
+    Reference("probes", "question_id", "questions"),
+    Reference("probes", "response_a", "responses"),
+    Reference("probes", "response_b", "responses"),
+    Reference("probes", "context_id", "contexts"),
+    Reference("audit_tasks", "pair_id", "pairs"),
+    Reference("audits", "pair_id", "pairs"),
     Reference("answers", "question_id", "questions"),
     Reference("scores", "answer_id", "answers"),
 )
@@ -53,6 +60,10 @@ ORIGIN = (
         if column.name == key and record.table != parent
     ),
     Reference("dataset_rows", "judge", "specs"),
+    Reference("audit_plans", "judge", "specs"),
+    Reference("audit_tasks", "plan_id", "audit_plans"),
+    Reference("audit_projects", "plan_id", "audit_plans"),
+    Reference("audits", "plan_id", "audit_plans"),
     Reference("contexts", "base_context_id", "contexts"),  # it goes with its video, as the one that it is made from
 )
 KEY = {record.table: primary_key(record)[0] for record in RECORDS}

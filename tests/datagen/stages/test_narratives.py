@@ -27,7 +27,7 @@ from vlm_rlaif.datagen.stages.clip import clip
 from vlm_rlaif.datagen.stages.context import narrate
 from vlm_rlaif.eval.overview_learning import overview
 from vlm_rlaif.eval.relatives import explain_pending
-from vlm_rlaif.feedback.label import label_stage
+from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.warehouse.care.row_checks import check_ids, check_rows
 from vlm_rlaif.warehouse.config import Frames, Recipe
 from vlm_rlaif.warehouse.inspection.why import explain

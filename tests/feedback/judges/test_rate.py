@@ -21,14 +21,15 @@ from vlm_rlaif.datagen.plan import context_spec, respond_stage
 from vlm_rlaif.datagen.policies import pairs_of, respond_stages
 from vlm_rlaif.datagen.portion import Portion
 from vlm_rlaif.datagen.stages.pair import pair
-from vlm_rlaif.feedback.label import label_stage
-from vlm_rlaif.feedback.rate import RATINGS, expected_rating, rate_stages
+from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.rate import RATINGS, expected_rating, rate_stages
 from vlm_rlaif.train.run import reward_job
 from vlm_rlaif.warehouse.config import Recipe, Rewarding, load
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.judge_settings import Grading
 from vlm_rlaif.warehouse.records import Context
 from vlm_rlaif.warehouse.runs import Outcome
-from vlm_rlaif.warehouse.settings import Grading, Pairing, Perturbing
+from vlm_rlaif.warehouse.settings import Pairing, Perturbing
 from vlm_rlaif.warehouse.store import Warehouse
 
 Command = Any

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_rlaif.eval.metrics import Estimate, clustered_mean
-from vlm_rlaif.eval.plots import bar_plot, line_plot, nice_ticks, png_data_uri, tick_labels
+from vlm_rlaif.feedback.report.plots import bar_plot, line_plot, nice_ticks, png_data_uri, tick_labels
+from vlm_rlaif.feedback.stats.estimates import Estimate, clustered_mean
 
 SVG = "{http://www.w3.org/2000/svg}"
 EMPTY = Estimate(value=None, low=None, high=None, n=0, clusters=0, missing=7)

@@ -16,10 +16,10 @@ from vlm_rlaif.datagen.job import Unreadable
 from vlm_rlaif.datagen.plan import context_spec, part, questions_of
 from vlm_rlaif.datagen.policies import rating_specs
 from vlm_rlaif.datagen.stages.questions import Questions
-from vlm_rlaif.feedback.label import ONE_TOKEN
+from vlm_rlaif.feedback.judges.pairwise import ONE_TOKEN
 from vlm_rlaif.warehouse.config import Recipe
+from vlm_rlaif.warehouse.judge_settings import Grading
 from vlm_rlaif.warehouse.records import Rating, Record, Spec, row_id
-from vlm_rlaif.warehouse.settings import Grading
 from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 

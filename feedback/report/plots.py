@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_rlaif.eval.metrics import Estimate
+from vlm_rlaif.feedback.stats.estimates import Estimate
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
 """Okabe & Ito's colours, which colour-blind readers can tell apart, without their pale yellow."""

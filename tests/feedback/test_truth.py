@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from vlm_rlaif.datagen.shapes.truth import Truth, score
-from vlm_rlaif.eval.truth import agreements, differing_facts, pair_truths
+from vlm_rlaif.feedback.truth import agreements, differing_facts, pair_truths
 
 RIGHT, WRONG = "there are 3 shapes .", "there are 4 shapes ."
 

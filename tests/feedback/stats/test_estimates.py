@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_rlaif.eval.metrics import (
+from vlm_rlaif.feedback.stats.estimates import (
     Estimate,
     agreement_with_truth,
     clustered_mean,

@@ -1,0 +1,1 @@
+"""Audits by people in Label Studio."""

@@ -1,0 +1,1 @@
+"""Judges as stages: who compares or rates, and how several become one."""

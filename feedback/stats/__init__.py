@@ -1,0 +1,1 @@
+"""Pure statistics of feedback: estimates with intervals, no table and no model."""

@@ -1,0 +1,53 @@
+-- Which judge compares answers of its own weights? One row per judge and policy that it has judged responses of.
+-- `judge_is_policy`: the same weights and adapter, as when a model judges itself.
+CREATE OR REPLACE VIEW judge_policies AS
+WITH judged AS (
+    SELECT DISTINCT l.spec_id AS judge, r.spec_id AS policy
+    FROM (SELECT DISTINCT spec_id, pair_id FROM labels) l JOIN pairs p USING (pair_id)
+    JOIN responses r ON r.response_id IN (p.response_a, p.response_b)
+)
+SELECT j.judge, s.prompt AS judge_prompt, j.policy, s.model AS judge_model, t.model AS policy_model,
+       s.revision = t.revision AND s.adapter = t.adapter AND s.revision NOT IN ('', 'none') AS judge_is_policy
+FROM judged j JOIN specs s ON s.spec_id = j.judge JOIN specs t ON t.spec_id = j.policy;
+
+-- What does every person say now? The newest version of every annotation, one row per plan, pair and person.
+CREATE OR REPLACE VIEW human_verdicts AS
+SELECT a.* EXCLUDE (reply), t.stratum, t.weight
+FROM audits a LEFT JOIN audit_tasks t ON t.plan_id = a.plan_id AND t.pair_id = a.pair_id
+QUALIFY row_number() OVER (
+    PARTITION BY a.plan_id, a.pair_id, a.annotator ORDER BY a.updated_at DESC, a.annotation DESC, a.audit_id) = 1;
+
+-- What do people say of a pair? All of them together, whatever the plan: most votes win, `both_bad` counts as a tie,
+-- and so do as many for one as for the other. `p_a` is the mean, a tie counting half.
+CREATE OR REPLACE VIEW human_preferences AS
+WITH counted AS (
+    SELECT pair_id, count(*) AS verdicts, count(DISTINCT annotator) AS annotators,
+           count_if(choice = 'a') AS for_a, count_if(choice = 'b') AS for_b,
+           count_if(choice IN ('tie', 'both_bad')) AS ties, count_if(choice = 'both_bad') AS both_bad
+    FROM human_verdicts GROUP BY pair_id
+)
+SELECT pair_id,
+       CASE WHEN for_a > greatest(for_b, ties) THEN 'a' WHEN for_b > greatest(for_a, ties) THEN 'b' ELSE 'tie' END
+           AS choice,
+       (for_a + ties / 2) / verdicts AS p_a, verdicts, annotators, both_bad,
+       greatest(for_a, for_b, ties) = verdicts AS unanimous
+FROM counted;
+
+-- Which response is better, as far as is known? The preferences of every judge, but where people have judged the pair,
+-- theirs: `source` is `human` or `judge`.
+CREATE OR REPLACE VIEW gold AS
+SELECT p.* REPLACE (
+           coalesce(h.choice, p.choice) AS choice, coalesce(h.p_a, p.p_a) AS p_a,
+           abs(2 * coalesce(h.p_a, p.p_a) - 1) AS strength, p.conflict AND h.pair_id IS NULL AS conflict,
+           CASE coalesce(h.choice, p.choice) WHEN 'a' THEN p.response_a WHEN 'b' THEN p.response_b END AS chosen,
+           CASE coalesce(h.choice, p.choice) WHEN 'a' THEN p.response_b WHEN 'b' THEN p.response_a END AS rejected),
+       CASE WHEN h.pair_id IS NULL THEN 'judge' ELSE 'human' END AS source, p.choice AS judge_choice,
+       p.p_a AS judge_p_a, h.annotators
+FROM preferences p LEFT JOIN human_preferences h USING (pair_id);
+
+-- What came of the probes? `passed`: a response with itself is a tie, the answer to another video loses; of one order.
+CREATE OR REPLACE VIEW probe_results AS
+SELECT p.kind, p.spec_id AS judge, s.prompt AS judge_prompt, p.engine, p.anchor, p.question_id, q.video_id,
+       p.response_a, p.response_b, p.shown_order, p.choice, p.p_a + p.p_tie / 2 AS p,
+       CASE p.kind WHEN 'same' THEN p.choice = 'tie' WHEN 'other_answer' THEN p.choice = 'a' END AS passed, p.probe_id
+FROM probes p JOIN specs s USING (spec_id) JOIN questions q USING (question_id);
