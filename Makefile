@@ -19,7 +19,7 @@ demo: $(BIN)/vlm-rlaif
 	$(BIN)/vlm-rlaif run shapes --into demo
 
 test: $(BIN)/vlm-rlaif
-	@echo "Left out here, run by .ci/run: slow tests, the wheel, Ray, vLLM (an environment of its own)."
+	@echo "Left out here, run by .ci/run: slow tests, the wheel, Ray, and what needs an environment of its own: vLLM, Label Studio, a browser."
 	$(BIN)/python -m pytest -q -rs
 
 check: $(BIN)/vlm-rlaif
