@@ -85,11 +85,12 @@ def _statements(videos: int, pairs: int, caption: str, context: str, respond: st
             FROM range({videos}) t(i), range({CLIPS_PER_VIDEO}) u(k)""",
         f"""INSERT INTO captions BY NAME SELECT id('caption', i * 10 + k) AS caption_id,
             id('clip', i * 10 + k) AS clip_id, '{caption}' AS spec_id,
-            left(words(i * 10 + k, 'caption'), 300) AS text, '{RUN}' AS run_id
+            left(words(i * 10 + k, 'caption'), 300) AS text, 0 AS cached_tokens, '{RUN}' AS run_id
             FROM range({videos}) t(i), range({CLIPS_PER_VIDEO}) u(k)""",
         f"""INSERT INTO contexts BY NAME SELECT id('context', i) AS context_id, id('video', i) AS video_id,
             '{context}' AS spec_id, [id('caption', i * 10 + k) for k in range({CLIPS_PER_VIDEO})] AS caption_ids,
-            words(i, 'context 1') || ' ' || words(i, 'context 2') AS text, '{RUN}' AS run_id
+            [] AS transcript_ids, words(i, 'context 1') || ' ' || words(i, 'context 2') AS text, 0 AS cached_tokens,
+            '{RUN}' AS run_id
             FROM range({videos}) t(i)""",
         f"""INSERT INTO questions BY NAME SELECT id('question', i) AS question_id,
             id('video', (i // {per}) % {videos}) AS video_id, 'what does ' || sentence(hash(i)) || ' ?' AS text,
@@ -98,7 +99,8 @@ def _statements(videos: int, pairs: int, caption: str, context: str, respond: st
         f"""INSERT INTO responses BY NAME SELECT id('response', i * 2 + k) AS response_id,
             id('question', i) AS question_id, '{respond}' AS spec_id, k AS sample_index, i AS seed,
             left(words(i * 2 + k, 'response'), 100 + (hash(i, k) % 400)::INT) AS text,
-            20 + (hash(i, k) % 80)::INT AS tokens, 'stop' AS finish, -10.0 AS logprob, '{RUN}' AS run_id
+            20 + (hash(i, k) % 80)::INT AS tokens, 'stop' AS finish, -10.0 AS logprob, 0 AS cached_tokens,
+            '{RUN}' AS run_id
             FROM range({pairs}) t(i), range(2) u(k)""",
         f"""INSERT INTO pairs BY NAME SELECT id('pair', i) AS pair_id, id('question', i) AS question_id,
             least(id('response', i * 2), id('response', i * 2 + 1)) AS response_a,

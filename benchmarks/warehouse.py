@@ -32,9 +32,10 @@ from big_warehouse import make
 
 from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.datagen.stages.questions import Questions
+from vlm_rlaif.feedback.judges.model import JudgeModel
 from vlm_rlaif.feedback.judges.pairwise import LabelStage
 from vlm_rlaif.warehouse import Warehouse, schema
-from vlm_rlaif.warehouse.config import Frames, Labeling
+from vlm_rlaif.warehouse.config import Frames
 from vlm_rlaif.warehouse.records import Label, Spec
 from vlm_rlaif.warehouse.store import CONFIG
 
@@ -118,7 +119,7 @@ def label_stage(warehouse: Warehouse) -> LabelStage:
     """The first judge of a big warehouse."""
     specs = {(row["stage"], row["prompt"]): row for row in warehouse.rows("FROM specs")}
     return LabelStage(
-        Labeling(model="big/model", prompt="judge_v1", context_prompt="judge_context_v1", frames=Frames(count=8)),
+        JudgeModel(model="big/model", prompt="judge_context_v1", frames=Frames(count=8)),
         Spec(**specs["label", "judge_context_v1"]), Pairs(None, (specs["respond", "respond_v1"]["spec_id"],)),
         Questions(), specs["context", "context_v1"]["spec_id"],
     )  # fmt: skip

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 Decorator = Callable[[Any], Any]
+READS = "; more when the stage that it reads is done"
 
 
 def engine_options(command: Any) -> Any:
@@ -105,11 +106,13 @@ def datagen() -> None:
 def run_stages(
     warehouse: Path, stages: Sequence[Stage], *, engine_name: str, servers: tuple[str, ...], workers: int | None,
     engine_pairs: tuple[str, ...], limit: int | None, shard: str | None, max_hours: float | None, dry_run: bool,
-    show: int, calibrate: int | None, retry_failed: bool, as_json: bool, in_turn: bool = False,
+    show: int, calibrate: int | None, retry_failed: bool, as_json: bool, later: Sequence[Sequence[Stage]] = (),
+    derived: Sequence[Callable[[Warehouse], Outcome]] = (),
 ) -> int:  # fmt: skip
     """Run stages that ask models, or with `dry_run` say what they would do.
 
-    Those of one model run together, unless each reads the rows of the one before (`in_turn`).
+    Those of one model run together; then, in turn, those of `later`, which read the rows of the ones before.
+    `derived` makes rows of all these without a model.
     """
     from vlm_rlaif.datagen import job
     from vlm_rlaif.datagen.engines.make import Engines
@@ -120,6 +123,7 @@ def run_stages(
     opened = Warehouse.open(warehouse)
     portion = Portion(calibrate or limit, retry_failed, Shard.parse(shard) if shard else None, max_hours)
     settings = engine_settings(engine_name, servers, workers, engine_pairs)
+    every = [*stages, *(stage for turn in later for stage in turn)]
     if calibrate and (dry_run or limit):
         raise UserError("--calibrate ROWS computes that many rows: it goes with neither --dry-run nor --limit.")
     if show and not dry_run:
@@ -128,20 +132,25 @@ def run_stages(
         from vlm_rlaif.datagen.engines.tokens import count_tokens
 
         engine = settings.chosen
-        would = [estimate(opened, each, portion, engine, show=show, count_tokens=count_tokens) for each in stages]
-        click.echo(json.dumps([asdict(each) for each in would]) if as_json else "\n".join(map(str, would)))
+        would = [estimate(opened, each, portion, engine, show=show, count_tokens=count_tokens) for each in every]
+        said = [f"{each}{READS if n >= len(stages) else ''}" for n, each in enumerate(would)]
+        click.echo(json.dumps([asdict(each) for each in would]) if as_json else "\n".join(said))
         return 0
     engines = Engines(settings)
     try:
         outcomes = []
-        for together in [[stage] for stage in stages] if in_turn else [stages]:
+        for together in (stages, *later):
             outcomes += job.run_models(opened, together, engines.of, portion)
     finally:
         engines.close()
     if calibrate is None:
-        return finish(outcomes, as_json)
+        try:
+            outcomes += (derive(opened) for derive in derived)
+        finally:  # what was made is told, whatever comes of the rest
+            code = finish(outcomes, as_json)
+        return code
     told, unlimited = [outcome.run_id for outcome in outcomes if outcome.run_id], replace(portion, limit=None)
-    rest = [estimate(opened, stage, unlimited, settings.chosen, runs=told) for stage in stages]
+    rest = [estimate(opened, stage, unlimited, settings.chosen, runs=told) for stage in every]
     if as_json:
         shown = {"done": [asdict(outcome) for outcome in outcomes], "rest": [asdict(each) for each in rest]}
         click.echo(json.dumps(shown))
@@ -223,7 +232,8 @@ def refine(warehouse: Path, recipe_name: str, model: str | None, adapter: str | 
 
     recipe = _load(recipe_name, model, adapter)
     part(recipe, "context.refine")
-    return run_stages(warehouse, refine_stages(recipe), in_turn=True, **options)
+    first, *further = refine_stages(recipe)
+    return run_stages(warehouse, [first], later=[[stage] for stage in further], **options)
 
 
 @datagen.command

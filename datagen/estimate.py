@@ -19,7 +19,7 @@ from vlm_rlaif.datagen.job import Stage, count, failed_attempts, holds
 from vlm_rlaif.datagen.portion import Portion
 from vlm_rlaif.datagen.preview import Preview
 from vlm_rlaif.warehouse import schema
-from vlm_rlaif.warehouse.records import RECORDS, Spec
+from vlm_rlaif.warehouse.records import RECORDS, Probe, Spec
 from vlm_rlaif.warehouse.store import Warehouse
 
 SAMPLED_REQUESTS = 50
@@ -115,7 +115,7 @@ def estimate(
     tokens, tokens_by = _tokens(spec, requests, counted, told)
     pace = pace_of(warehouse, stage.name, engine, spec.model, runs)
     return Estimate(
-        stage.name, spec.model, spec.prompt, rows, left, _standing(warehouse, spec),
+        stage.name, spec.model, spec.prompt, rows, left, _standing(warehouse, stage),
         json.loads(spec.frames).get("count", 0), tokens, tokens_by,
         pace.seconds if pace else None, pace.gpu_seconds if pace else 0.0,
         first=tuple(request.request_id for request in requests[:5]),
@@ -123,9 +123,13 @@ def estimate(
     )  # fmt: skip
 
 
-def _standing(warehouse: Warehouse, spec: Spec) -> int:
-    """Rows of any table that were made with a spec."""
-    columns = [("scores", "judge"), *((record.table, "spec_id") for record in RECORDS if record is not Spec)]
+def _standing(warehouse: Warehouse, stage: Stage) -> int:
+    """Rows of any table that were made with a spec; of a judge its probes and its labels are told apart."""
+    spec = stage.spec
+    if stage.name in ("probe", "anchor"):
+        sql = "SELECT count(*) FROM probes WHERE spec_id = ? AND (kind = 'anchor') = ?"
+        return int(warehouse.value(sql, [spec.spec_id, stage.name == "anchor"]))
+    columns = [("scores", "judge"), *((record.table, "spec_id") for record in RECORDS if record not in (Probe, Spec))]
     counts = [f"(SELECT count(*) FROM {t} WHERE {c} = $spec)" for t, c in columns if c in _COLUMNS[t]]
     return int(warehouse.value(f"SELECT {' + '.join(counts)}", {"spec": spec.spec_id}))
 

@@ -11,7 +11,7 @@ import click
 
 from vlm_rlaif.datagen.cli import adapter_option, engine_options, engine_settings, run_stages, stage_options
 from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, finish, print_rows, warehouse_argument
-from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.errors import MissingExtra, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +95,22 @@ def report(warehouse: Warehouse, recipe: Recipe, journey: Journey) -> None:
     for said in filter(None, map(remark, curves)):
         click.echo(said)
     click.echo(f"Report: {warehouse.folder / 'report.html'}")
+    report_judges(warehouse, warehouse.folder / "judges.html")
+
+
+def report_judges(warehouse: Warehouse, path: Path) -> None:
+    """Write the page of `feedback report`, where judges have judged and the packages that measure them are there."""
+    from vlm_rlaif.feedback.report.assess import assess
+    from vlm_rlaif.feedback.report.page import write_page
+
+    if not warehouse.value("SELECT count(*) FROM labels"):
+        return
+    try:
+        write_page(assess(warehouse), f"Judges of {warehouse.path.name}", path)
+    except MissingExtra as error:
+        click.echo(f"No report on the judges. {error}")
+    else:
+        click.echo(f"Judges: {path}")
 
 
 def peak_memory_gb() -> float:
@@ -107,7 +123,7 @@ def peak_memory_gb() -> float:
 
 NEXT = (
     "vlm-rlaif tables {w}",
-    'vlm-rlaif sql {w} "FROM judge_bias"',
+    "vlm-rlaif feedback report {w}",
     'vlm-rlaif sql {w} "SELECT question, text_a, text_b, choice, p_a FROM lineage LIMIT 5"',
 )
 
@@ -118,7 +134,9 @@ def evaluate() -> None:
 
 
 RECIPE = click.option("--recipe", "recipe_name", required=True, help="Shipped name or .yaml file.")
-STAGES = ("caption", "refine", "summarise", "ask", "answerable", "respond", "rate", "label", "answer")
+JUDGED = ("rate", "label", "check", "split", "verify", "rank")
+"""Stages of judges."""
+STAGES = ("caption", "refine", "summarise", "ask", "answerable", "respond", *JUDGED, "answer")
 
 
 @evaluate.command()
@@ -168,36 +186,53 @@ def report_command(warehouse: Path, recipe_name: str, model: str | None, number:
     report(opened, recipe, Journey(trained=trained))
 
 
-def versions(recipe: Recipe, stage: str, arm: str | None) -> list[Stage]:
-    """The forms of a stage that a recipe runs: a judge's arms, greedy and sampled answers."""
+def versions(recipe: Recipe, stage: str, arm: str | None, judge: str | None) -> list[Stage]:
+    """The forms of a stage that a recipe runs: of every judge, greedy and sampled answers."""
     from vlm_rlaif.datagen.plan import (
         answerable_stage,
         ask_stage,
         caption_stage,
-        part,
         refine_stages,
         summarise_stage,
     )
     from vlm_rlaif.datagen.policies import respond_stages
     from vlm_rlaif.eval.answer import answer_stage
-    from vlm_rlaif.feedback.judges.pairwise import label_stage
-    from vlm_rlaif.feedback.judges.rate import rate_stages
 
-    if stage == "label":
-        return [label_stage(recipe, chosen) for chosen in ([arm] if arm else part(recipe, "label").arms)]
+    if stage in JUDGED:
+        return judged(recipe, stage, arm, judge)
     if stage == "answer":
         most = recipe.evaluate.best_of if recipe.evaluate else 0
         return [answer_stage(recipe, samples=samples) for samples in (1, most) if samples]
     if stage == "respond":
         return [*respond_stages(recipe)]
-    if stage == "rate":
-        return [*rate_stages(recipe)]
     if stage == "refine":
         return [*refine_stages(recipe)]
     makers: dict[str, Callable[[Recipe], Stage]] = {
         "caption": caption_stage, "summarise": summarise_stage, "ask": ask_stage, "answerable": answerable_stage,
     }  # fmt: skip
     return [makers[stage](recipe)]
+
+
+def judged(recipe: Recipe, stage: str, arm: str | None, judge: str | None) -> list[Stage]:
+    """The forms of a stage of judges: of an arm, of one judge, or of all."""
+    from vlm_rlaif.datagen.plan import part
+    from vlm_rlaif.feedback.judges.pairwise import label_stage
+    from vlm_rlaif.feedback.judges.plan import judge_named, judges_of
+    from vlm_rlaif.feedback.judges.rate import rate_stages
+
+    if arm:
+        return [label_stage(recipe, arm)]
+    judges = [judge_named(recipe, judge)] if judge else [*judges_of(recipe).values()]
+    found: list[Stage] = [each for judging in judges for each in judging.stages if each.name == stage]
+    if stage == "rate" and not judge and (recipe.rate is not None or not found):
+        found = [*rate_stages(recipe), *found]
+    if not found and judge:
+        asks = " and ".join(dict.fromkeys(each.name for each in judges[0].stages)) or "nobody"
+        raise UserError(f"The judge {judge} has no stage {stage}: it asks {asks}.")
+    if not found:
+        part(recipe, "label")
+        raise UserError(f"No judge of the recipe {recipe.name} has a stage {stage}.")
+    return found
 
 
 @click.command("show-prompt")
@@ -207,16 +242,18 @@ def versions(recipe: Recipe, stage: str, arm: str | None) -> list[Stage]:
 @click.option("--model", help="The model that stands in the recipe's place.")
 @click.option("--row", help="Id of the row; the first one when left out.")
 @click.option("--arm", type=click.Choice(["context", "none"]), help="Of the stage label; the recipe's first.")
+@click.option("--judge", help="Of the stages of judges: one of the recipe by name.")
 def show_prompt(
-    warehouse: Path, stage: str, recipe_name: str, model: str | None, row: str | None, arm: str | None
-) -> None:
+    warehouse: Path, stage: str, recipe_name: str, model: str | None, row: str | None, arm: str | None,
+    judge: str | None,
+) -> None:  # fmt: skip
     """Print the finished prompt of a stage for a row, done or pending, without loading a model."""
     from vlm_rlaif.datagen.preview import Preview
     from vlm_rlaif.warehouse.config import load
     from vlm_rlaif.warehouse.store import Warehouse
 
     opened, recipe = Warehouse.open(warehouse), load(recipe_name, model)
-    for made in versions(recipe, stage, arm):
+    for made in versions(recipe, stage, arm, judge):
         rows = made.pending(opened, everything=True)
         found = next((r for r in rows if row in (None, r["row_id"])), None)
         if found is not None:

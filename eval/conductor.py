@@ -44,7 +44,9 @@ from vlm_rlaif.eval.figures import (
 )
 from vlm_rlaif.eval.truth import score_answers
 from vlm_rlaif.eval.win import win_stage
-from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.pairwise import LabelStage
+from vlm_rlaif.feedback.judges.plan import judge_spec, judges_of, turns
+from vlm_rlaif.feedback.judges.probe import anchor_stages, probe_stages
 from vlm_rlaif.feedback.judges.rate import rate_stages
 from vlm_rlaif.train.jobs import Trained
 from vlm_rlaif.train.run import (
@@ -58,7 +60,6 @@ from vlm_rlaif.train.run import (
     train_sft,
 )
 from vlm_rlaif.warehouse.config import PPO, FineTuning, Recipe, Rewarding
-from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -118,6 +119,7 @@ def travel(
 
     try:
         recipe = generate(warehouse, recipe, journey, ask_model, portion.shard)
+        probe(warehouse, recipe, ask_model, engines.settings.versioned)
         engines.close()  # a GPU is not big enough for an engine and a trainer
         if portion.shard is not None:
             return recipe, journey
@@ -138,10 +140,13 @@ def check(recipe: Recipe) -> None:
         "ask": lambda: [asked_by(recipe), questions_of(recipe)],
         "respond": lambda: pairs_of(recipe),
         "rate": lambda: rate_stages(recipe),
-        "label": lambda: [label_stage(recipe, arm) for arm in part(recipe, "label").arms],
+        "label": lambda: judges_of(recipe),
+        "judges": lambda: judges_of(recipe),
+        "panels": lambda: judges_of(recipe),
+        "probe": lambda: probe_stages(recipe, part(recipe, "probe"), ""),
     }
     for name, make in makers.items():
-        if getattr(recipe, name) is not None:
+        if getattr(recipe, name):
             make()
     for settings in trainers(recipe):
         models.revision(settings.model)
@@ -150,8 +155,8 @@ def check(recipe: Recipe) -> None:
                 prompt.load(wording)
     if recipe.ppo is not None:
         part(recipe, "reward")
-    if recipe.reward is not None and taught_by(recipe) not in part(recipe, "label").arms:
-        raise UserError(f"The reward model learns from the arm {taught_by(recipe)!r}, which `label:` does not make.")
+    if recipe.reward is not None:
+        judge_spec(recipe, taught_by(recipe))
 
 
 def trainers(recipe: Recipe) -> list[FineTuning | Rewarding | PPO]:
@@ -182,15 +187,30 @@ def generate(
 
 
 def compare(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:
-    """Ratings, pairs and labels of the responses. Pairs that are chosen by ratings wait for them."""
-    pairs = pairs_of(recipe)
+    """Ratings, pairs and labels of the responses. Pairs that are chosen by ratings wait for them, and what is made of
+    the rows of other judges waits for these."""
+    pairs, judges = pairs_of(recipe), list(judges_of(recipe).values())
     judge: list[Stage] = [*rate_stages(recipe)] if recipe.rate is not None else []
     if pairs.ratings:
         ask_model(judge)
         judge = []
     journey.add(pairs.make(warehouse))
-    judge += [label_stage(recipe, arm) for arm in recipe.label.arms] if recipe.label is not None else []
-    ask_model(judge)
+    first, *later = turns(judges) or [[]]
+    for stages in ([*judge, *first], *later):
+        ask_model(stages)
+    for each in judges:
+        if each.derive is not None:
+            journey.add(each.derive(warehouse))
+
+
+def probe(warehouse: Warehouse, recipe: Recipe, ask_model: AskModel, engine: str) -> None:
+    """What judges should know, where the recipe asks for it, and pinned pairs that they have not judged yet."""
+    stages: list[Stage] = []
+    if recipe.probe is not None:
+        stages += probe_stages(recipe, recipe.probe, engine)
+    compares = [stage for judge in judges_of(recipe).values() for stage in judge.stages]
+    stages += anchor_stages(warehouse, [each for each in compares if isinstance(each, LabelStage)], engine)
+    ask_model(stages)
 
 
 def write_contexts(warehouse: Warehouse, recipe: Recipe, journey: Journey, ask_model: AskModel) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_rlaif.datagen.plan import context_spec
 from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.plan import judge_spec
 from vlm_rlaif.feedback.stats.estimates import Estimate, agreement_with_truth, clustered_mean, paired_difference
 from vlm_rlaif.feedback.truth import agreements, differing_facts, pair_truths
 from vlm_rlaif.train.run import taught_by
@@ -78,7 +79,7 @@ def reward_figures(
     """
     from vlm_rlaif.train.reward import pairs_from_rows
 
-    judge = label_stage(recipe, taught_by(recipe)).spec.spec_id
+    judge = judge_spec(recipe, taught_by(recipe)).spec_id
     rows = shapes_preferences(warehouse, judge, split)
     truths = [pair_truths(row) for row in rows]
     kept = [i for i, (a, b) in enumerate(truths) if a.fraction != b.fraction]

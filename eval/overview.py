@@ -39,7 +39,8 @@ from vlm_rlaif.warehouse.store import Warehouse
 MADE = {
     "caption": "captions", "context": "contexts", "refine": "contexts", "summarise": "contexts", "ask": "questions",
     "templates": "questions", "answerable": "ratings", "respond": "responses", "rate": "ratings",
-    "label": "labels", "answer": "answers", "win": "scores",
+    "check": "ratings", "split": "ratings", "verify": "ratings", "rank": "ratings", "label": "labels",
+    "rated": "labels", "panel": "labels", "answer": "answers", "win": "scores",
 }  # fmt: skip
 """Where the rows of a stage stand."""
 
@@ -58,7 +59,7 @@ class Line:
 
     stage: str
     form: str = ""
-    """An arm of the labels, greedy or sampled answers, and whose."""
+    """A judge of the labels, greedy or sampled answers, and whose."""
     spec_id: str | None = None
     """None where the stage has none, or where its model is not trained yet."""
     stands: int = 0
@@ -136,6 +137,8 @@ class Overview:
         for form in forms:
             found, spec = estimate(self.warehouse, form.stage, Portion(), self.engine), form.stage.spec
             counts = made[spec.spec_id] | {"pending": found.rows, "failed": found.failed}
+            if form.stage.name in ("probe", "anchor"):  # verdicts of a judge that are no labels
+                counts |= {"stands": found.stands, "stale": 0}
             if waits_for:
                 stale = counts["stands"] + counts["stale"] if self.waits_for else 0
                 counts = {"stands": 0, "stale": stale, "pending": 0, "failed": 0}

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import comb
 
+from vlm_rlaif.datagen.engines.make import EngineSettings
+from vlm_rlaif.datagen.job import Stage
 from vlm_rlaif.datagen.policies import negative_stages, pairs_of, policy_stages
 from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.eval.overview import Form, Overview
-from vlm_rlaif.feedback.judges.pairwise import label_stage
-from vlm_rlaif.feedback.judges.rate import rate_stages
+from vlm_rlaif.feedback.judges.pairwise import LabelStage
+from vlm_rlaif.feedback.judges.plan import Judging, judges_of
+from vlm_rlaif.feedback.judges.probe import anchor_stages, probe_stages
+from vlm_rlaif.feedback.judges.rate import RateStage, rate_stages
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.settings import Pairing
 
@@ -25,8 +30,10 @@ def answer_and_judge(made: Overview) -> None:
     _pair(made, pairs)
     if recipe.rate is not None and not pairs.ratings:
         _rate(made)
-    if recipe.label is not None:
-        _label(made)
+    judges = list(judges_of(recipe).values())
+    _judge(made, judges)
+    _derive(made, [judge for judge in judges if judge.derive is not None])
+    _probe(made, judges)
 
 
 def _respond(made: Overview) -> None:
@@ -115,11 +122,48 @@ def most_pairs(made: Overview) -> int:
     return sum(made.questions()) * (found + negatives)
 
 
-def _label(made: Overview) -> None:
-    assert made.recipe.label is not None
-    forms = []
-    for arm in made.recipe.label.arms:
-        unfinished = made.work("pair") or (arm == "context" and made.work("context"))
-        total = 2 * made.expected("pair") if unfinished else None
-        forms.append(Form(label_stage(made.recipe, arm), arm, total=total, bound="at most"))
-    made.asked(forms)
+def _judge(made: Overview, judges: Sequence[Judging]) -> None:
+    """What judges are asked, stage by stage; a form is a judge. Ratings that choose pairs are told before."""
+    told = {line.spec_id for line in made.lines if line.stage == "rate"}
+    by_stage: dict[str, list[Form]] = {}
+    for judge in judges:
+        for stage in judge.stages:
+            if stage.spec.spec_id not in told:
+                by_stage.setdefault(stage.name, []).append(_form(made, judge.name, stage))
+    for forms in by_stage.values():
+        made.asked(forms)
+
+
+def _form(made: Overview, name: str, stage: Stage) -> Form:
+    """As many rows as there will be where that can be told: what a ranking or a claim asks about cannot."""
+    waits = made.work("pair") or (getattr(stage, "context_spec", None) is not None and made.work("context"))
+    pairs = made.expected("pair")
+    if not waits:
+        return Form(stage, name)
+    if isinstance(stage, LabelStage):
+        return Form(stage, name, total=2 * stage.votes * pairs, bound="at most")
+    items = len(stage.parameters.get("items", [1])) if isinstance(stage, RateStage) else 1
+    return Form(stage, name, total=2 * items * pairs, bound="at most")
+
+
+def _probe(made: Overview, judges: Sequence[Judging]) -> None:
+    """What judges should know, and pinned pairs that they have not judged: both wait for nothing but labels."""
+    recipe, engine = made.recipe, EngineSettings(made.engine).versioned
+    names = {stage.spec.spec_id: judge.name for judge in judges for stage in judge.stages}
+    if recipe.probe is not None:
+        stages, asked = probe_stages(recipe, recipe.probe, engine), recipe.probe
+        most = asked.pairs * sum(1 if kind == "same" else 2 for kind in asked.kinds) if made.work("label") else None
+        made.asked([Form(stage, names[stage.spec.spec_id], total=most, bound="at most") for stage in stages])
+    compares = [stage for judge in judges for stage in judge.stages if isinstance(stage, LabelStage)]
+    if pinned := anchor_stages(made.warehouse, compares, engine):
+        made.asked([Form(stage, names[stage.spec.spec_id]) for stage in pinned])
+
+
+def _derive(made: Overview, judges: Sequence[Judging]) -> None:
+    """Labels that nobody is asked for: one per pair."""
+    for judge in judges:
+        stage, spec_id = judge.spec.stage, judge.spec.spec_id
+        there = made.made([each.spec for each in judges if each.spec.stage == stage])[spec_id]
+        left = max(0, made.expected("pair") - there["stands"])
+        bound = "at most" if left else ""
+        made.derived(stage, form=judge.name, spec_id=spec_id, later=left, bound=bound, **there)

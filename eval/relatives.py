@@ -28,7 +28,7 @@ from vlm_rlaif.datagen.policies import respond_stages
 from vlm_rlaif.eval.answer import answer_stage
 from vlm_rlaif.eval.overview import MADE, spec_column
 from vlm_rlaif.eval.win import win_stage
-from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.plan import judges_of
 from vlm_rlaif.feedback.judges.rate import rate_stages
 from vlm_rlaif.train.jobs import find
 from vlm_rlaif.train.run import MERGED, after_sft, sft_job, standing
@@ -43,7 +43,9 @@ from vlm_rlaif.warehouse.store import Warehouse
 KEY = {
     "caption": ("clip_id",), "refine": ("base_context_id",), "summarise": ("base_context_id",),
     "ask": ("context_id",), "answerable": ("question_id",), "respond": ("question_id", "sample_index"),
-    "rate": ("question_id", "response_id"), "label": ("pair_id", "context_id", "shown_order"),
+    "rate": ("question_id", "response_id"), "label": ("pair_id", "context_id", "shown_order", "vote"),
+    "split": ("question_id", "response_id"),
+    **dict.fromkeys(("check", "verify", "rank"), ("question_id", "response_id", "item")),
     "answer": ("question_id", "sample_index"),
     "win": ("answer_id", "old_id", "shown_order"),
 }  # fmt: skip
@@ -67,8 +69,16 @@ RELATIVES = {
         "* FROM ratings WHERE response_id = $response_id",
         "* FROM ratings WHERE question_id = $question_id AND item = 'quality'",
     ),
+    "split": ("* FROM ratings WHERE response_id = $response_id AND item = 'claims'",),
+    **dict.fromkeys(
+        ("check", "verify", "rank"),
+        (
+            "* FROM ratings WHERE response_id = $response_id AND item = $item",
+            "* FROM ratings WHERE response_id = $response_id",
+        ),
+    ),
     "label": (
-        "* FROM labels WHERE pair_id = $pair_id AND shown_order = $shown_order",
+        "* FROM labels WHERE pair_id = $pair_id AND shown_order = $shown_order AND vote = $vote",
         "l.* FROM labels l JOIN pairs p USING (pair_id) WHERE l.shown_order = $shown_order"
         " AND p.question_id = (SELECT question_id FROM pairs WHERE pair_id = $pair_id)",
     ),
@@ -118,8 +128,7 @@ def _stages(warehouse: Warehouse, recipe: Recipe) -> Iterator[tuple[Recipe, Stag
         return
     yield from ((recipe, stage) for stage in respond_stages(recipe))
     yield from ((recipe, stage) for stage in (rate_stages(recipe) if recipe.rate else ()))
-    for arm in recipe.label.arms if recipe.label else ():
-        yield recipe, label_stage(recipe, arm)
+    yield from ((recipe, stage) for judge in judges_of(recipe).values() for stage in judge.stages)
     if recipe.evaluate is None:
         return
     sizes = [samples for samples in (1, recipe.evaluate.best_of) if samples]

@@ -10,7 +10,7 @@ from vlm_rlaif.datagen import prompt
 from vlm_rlaif.datagen.engine import Completion, Request, VideoPart
 from vlm_rlaif.datagen.job import Unreadable
 from vlm_rlaif.datagen.plan import context_spec, model_spec, part
-from vlm_rlaif.feedback.judges.pairwise import ONE_TOKEN
+from vlm_rlaif.feedback.judges.model import ONE_TOKEN
 from vlm_rlaif.feedback.verdict import CHOICES, read_choice, readable
 from vlm_rlaif.warehouse.config import Labeling, Recipe
 from vlm_rlaif.warehouse.records import Record, Score, Spec, row_id

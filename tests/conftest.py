@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -21,7 +22,7 @@ from vlm_rlaif.datagen.shapes.render import write_mp4
 from vlm_rlaif.datagen.shapes.world import World
 from vlm_rlaif.warehouse import cli, config
 from vlm_rlaif.warehouse.intake.arrivals import split_of
-from vlm_rlaif.warehouse.records import Question, Record, Video, row_id
+from vlm_rlaif.warehouse.records import Label, Pair, Question, Record, Response, Spec, Video, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
 RECIPE = """
@@ -183,3 +184,46 @@ def hold() -> Hold:
                 process.stdin.close()
 
     return held
+
+
+JudgedRows = Callable[..., list[Record]]
+
+
+@pytest.fixture(scope="session")
+def judged_rows() -> JudgedRows:
+    """`judged_rows(video_ids, pairs=5)`: questions, responses, pairs, and a judge's labels in both orders.
+
+    The judge is sure of some pairs, in conflict with itself on others; the words hold HTML unless `plain`.
+    """
+
+    def make(video_ids: list[str], *, pairs: int = 5, plain: bool = False) -> list[Record]:
+        judge, policy = (
+            Spec.make(stage=stage, model="tiny", revision=stage, prompt=prompt, prompt_hash=prompt, frames={},
+                      sampling={}, upstream={})
+            for stage, prompt in (("label", "judge_v1"), ("respond", "respond_v1"))
+        )  # fmt: skip
+        rows: list[Record] = [judge, policy]
+        for video, number in itertools.product(video_ids, range(pairs)):
+            question = row_id("question", video, number)
+            asked = f"what happens in part {number} ?" if plain else f"<b>what</b> happens in part {number} ?"
+            rows.append(Question(question_id=question, video_id=video, text=asked,
+                                 source="imported", run_id="test"))  # fmt: skip
+            a, b = sorted(row_id("response", question, side) for side in (0, 1))
+            long = "and then it stops " * (number % 3)
+            script = "" if plain else f"<script>document.title = 'run'</script><img src=x onerror=alert({number})> "
+            for response, text in ((a, f"it {script}turns {long}."), (b, f"it falls {number} times .")):
+                rows.append(Response(response_id=response, question_id=question, spec_id=policy.spec_id, text=text,
+                                     sample_index=int(response == b), seed=0, tokens=len(text.split()), finish="stop",
+                                     logprob=None, run_id="test"))  # fmt: skip
+            pair = row_id("pair", a, b)
+            rows.append(Pair(pair_id=pair, question_id=question, response_a=a, response_b=b, strategy="two",
+                             run_id="test"))  # fmt: skip
+            chance = int(pair[:4], 16) / 0xFFFF
+            for order, p_a in (("ab", chance), ("ba", chance if number % 4 else 1 - chance)):
+                rows.append(Label(label_id=row_id("label", judge.spec_id, pair, None, order, 0), pair_id=pair,
+                                  spec_id=judge.spec_id, context_id=None, shown_order=order, vote=0,
+                                  choice="a" if p_a > 0.5 else "b", p_a=p_a, p_tie=0.0, reply="", cached_tokens=0,
+                                  run_id="test"))  # fmt: skip
+        return rows
+
+    return make

@@ -81,7 +81,13 @@ def test_every_file_beside_the_code_is_shipped() -> None:
     """Prompts, recipes, weights and views need a pattern in `package-data`."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     for floor in FLOORS:
-        shipped = {file for pattern in settings["package-data"]["*"] for file in (ROOT / floor).glob(pattern)}
+        packages = [file.parent for file in (ROOT / floor).rglob("__init__.py")]
+        shipped = {
+            file
+            for package in packages
+            for pattern in settings["package-data"]["*"]
+            for file in package.glob(pattern)
+        }
         there = {
             file
             for file in (ROOT / floor).rglob("*")

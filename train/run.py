@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlm_rlaif.datagen.plan import context_spec, part, questions_of
 from vlm_rlaif.datagen.policies import pairs_of
-from vlm_rlaif.feedback.judges.pairwise import label_stage
+from vlm_rlaif.feedback.judges.plan import judge_spec
 from vlm_rlaif.train.jobs import Job, Trained, find, run_training
 from vlm_rlaif.warehouse.config import PPO, Recipe, Rewarding
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
@@ -34,7 +34,7 @@ def require_packages() -> None:
 
 
 def taught_by(recipe: Recipe) -> str:
-    """The arm of the labels whose pairs the reward model reads; random labels are coins on the first arm's pairs."""
+    """The judge whose pairs the reward model reads; random labels are coins on the pairs of the first arm."""
     labels = str(part(recipe, "reward").labels)
     return str(part(recipe, "label").arms[0]) if labels == "random" else labels
 
@@ -50,7 +50,7 @@ def reward_job(warehouse: Warehouse, recipe: Recipe) -> tuple[Job, list[dict[str
 
 def _of_judge(warehouse: Warehouse, recipe: Recipe) -> list[dict[str, Any]]:
     """Preferences of the training split, of the recipe's own judge, about its own questions and pairs."""
-    judge, least = label_stage(recipe, taught_by(recipe)).spec.spec_id, part(recipe, "reward").min_strength
+    judge, least = judge_spec(recipe, taught_by(recipe)).spec_id, part(recipe, "reward").min_strength
     known = warehouse.preferences(judge=judge, min_strength=least, split="train")
     read = questions_of(recipe)
     asked = warehouse.rows(f"SELECT question_id FROM questions q WHERE {read.where}", read.parameters)
@@ -71,14 +71,14 @@ def _of_version(warehouse: Warehouse, name: str) -> list[dict[str, Any]]:
 
 
 def train_reward(warehouse: Warehouse, recipe: Recipe) -> Trained:
-    """Reward model on the training split of one arm's labels, or on a version of the data set.
+    """Reward model on the training split of one judge's labels, or on a version of the data set.
 
     What it reads is frozen as a version first, so that the rows behind a checkpoint can be found for ever.
     """
     job, rows = reward_job(warehouse, recipe)
     if not rows:
         raise UserError(
-            f"There are no labels of the arm {job.settings.labels!r} in the training split.",
+            f"There are no labels of {job.settings.labels!r} in the training split.",
             f"vlm-rlaif feedback label {warehouse.path} --recipe {recipe.name}",
         )
     if find(warehouse, job) is None:
@@ -231,7 +231,7 @@ def after_sft(recipe: Recipe, trained: Trained) -> Recipe:
 
 
 def with_labels(recipe: Recipe, labels: str) -> Recipe:
-    """The recipe with the reward model taught by another arm: `context`, `none` or `random`."""
+    """The recipe with the reward model taught by another judge: an arm of `label:`, a name, or `random`."""
     reward = dataclasses.replace(part(recipe, "reward"), labels=labels)
     return dataclasses.replace(recipe, reward=reward)
 

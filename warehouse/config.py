@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import yaml
 
 from vlm_rlaif.warehouse.errors import UserError, nearest
-from vlm_rlaif.warehouse.judge_settings import Grading, Judge, Labeling, Panel, Probing
+from vlm_rlaif.warehouse.judge_settings import Grading, Judge, Labeling, Panel, Probing, check_names
 from vlm_rlaif.warehouse.settings import (
     ARMS,
     LATER,
@@ -93,7 +93,7 @@ class Rewarding:
     use_video: bool = True
     """False: the text-only control, which reads questions and responses without the video."""
     labels: str = "context"
-    """Which arm of the labels it learns from: `context`, `none`, or `random` (the control)."""
+    """Whose labels it learns from: an arm of `label:`, a judge or a panel by its name, or `random` (the control)."""
     lora: Lora = Lora()
     learning_rate: float = 1e-3
     epochs: int = 3
@@ -108,7 +108,6 @@ class Rewarding:
 
     def __post_init__(self) -> None:
         at_least(1, epochs=self.epochs, batch_pairs=self.batch_pairs, micro_batch=self.micro_batch)
-        one_of((*ARMS, "random"), labels=self.labels)
         if self.dataset is not None and self.min_strength > 0:
             raise ValueError("`dataset` names the preferences: `min_strength` cannot leave some of them out")
 
@@ -188,6 +187,9 @@ class Recipe:
     ppo: PPO | None = None
     evaluate: Evaluation | None = None
 
+    def __post_init__(self) -> None:
+        check_names(self.judges, self.panels, self.reward.labels if self.reward is not None else None)
+
 
 def shipped() -> list[str]:
     """Names of the recipes that come with the package."""
@@ -255,7 +257,8 @@ def replace_models(recipe: Recipe, model: str) -> Recipe:
 
 
 def replace_adapters(recipe: Recipe, adapter: str) -> Recipe:
-    """The recipe with an adapter on the model of every stage that may have one; further policies stay as they are."""
+    """The recipe with an adapter on the model of every stage that may have one; further policies and judges stay as
+    they are."""
     changed = {
         stage: dataclasses.replace(settings, adapter=adapter)
         for stage in ("caption", "ask", "respond", "rate", "label")

@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from vlm_rlaif.warehouse.errors import nearest
 from vlm_rlaif.warehouse.settings import ARMS, Frames, Sampling, at_least, one_of
 
 METHODS = ("pairwise", "score", "checklist", "claims", "rank")
@@ -105,6 +108,8 @@ class Judge:
             raise ValueError("`votes` need `verdict: words` and a temperature in `sampling`: else all are the same")
         if bool(self.items) != (self.method == "checklist"):
             raise ValueError("`items` go with `method: checklist`, which needs some")
+        if len(set(self.items)) < len(self.items):
+            raise ValueError("`items` names each once")
         if self.split_prompt is not None and self.method != "claims":
             raise ValueError("`split_prompt` goes with `method: claims`")
 
@@ -144,3 +149,14 @@ class Probing:
         at_least(1, pairs=self.pairs)
         for kind in self.kinds:
             one_of(PROBES, kinds=kind)
+
+
+def check_names(judges: Sequence[Judge], panels: Sequence[Panel], taught_by: str | None) -> None:
+    """Raise `ValueError` unless every name is given once, and the reward model learns from one of them."""
+    names = [*(judge.name for judge in judges), *(panel.name for panel in panels)]
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ValueError(f"two judges or panels have the name {twice[0]!r}")
+    if taught_by is not None and taught_by not in (known := (*RESERVED, *names)):
+        raise ValueError(
+            f"reward: `labels` is one of {', '.join(known)}, not {taught_by!r}.{nearest(taught_by, known)}"
+        )

@@ -1,4 +1,5 @@
--- How far feedback can be trusted: probes of judges, anchors that are judged again, audits by people.
+-- How far feedback can be trusted: probes of judges, anchors that are judged again, audits by people; labels that stand
+-- for both orders at once. A CHECK cannot be altered: the table is rebuilt.
 CREATE TABLE anchors (
     anchor_id VARCHAR NOT NULL, name VARCHAR NOT NULL, pair_id VARCHAR NOT NULL, run_id VARCHAR NOT NULL,
     PRIMARY KEY (anchor_id)
@@ -32,3 +33,15 @@ CREATE TABLE audits (
     reply VARCHAR NOT NULL, run_id VARCHAR NOT NULL,
     PRIMARY KEY (audit_id)
 );
+CREATE TABLE labels_rebuilt (
+    label_id VARCHAR NOT NULL, pair_id VARCHAR NOT NULL, spec_id VARCHAR NOT NULL, context_id VARCHAR,
+    shown_order VARCHAR NOT NULL, vote BIGINT NOT NULL, choice VARCHAR NOT NULL, p_a DOUBLE NOT NULL,
+    p_tie DOUBLE NOT NULL, reply VARCHAR NOT NULL, cached_tokens BIGINT NOT NULL, run_id VARCHAR NOT NULL,
+    PRIMARY KEY (label_id),
+    CHECK (shown_order IN ('ab', 'ba', 'unknown', 'both')),
+    CHECK (choice IN ('a', 'b', 'tie')),
+    CHECK (p_a >= 0 AND p_tie >= 0 AND p_a + p_tie <= 1.000001)
+);
+INSERT INTO labels_rebuilt SELECT * FROM labels;
+DROP TABLE labels;
+ALTER TABLE labels_rebuilt RENAME TO labels;

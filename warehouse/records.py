@@ -190,7 +190,9 @@ class Rating:
     """NULL: it is the question that is rated."""
     spec_id: str
     item: str
-    """What is rated: `quality`, `answerable`."""
+    """What is rated: `quality`, `answerable`, an item of a checklist, a claim; `claims`: those of a response, one a
+    line of the reply; `rank forward ...`, `rank reversed ...`, with a hash of the responses that were ranked
+    together."""
     value: float
     reply: str
     cached_tokens: int

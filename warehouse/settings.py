@@ -14,7 +14,8 @@ from vlm_rlaif.warehouse.errors import nearest
 
 ARMS = ("context", "none")
 """Arms of the labels: the judge reads the narrative, or it does not."""
-PERTURBED_FRAMES = ("reversed", "shuffled", "dropped")
+REORDERED_FRAMES = ("reversed", "shuffled", "dropped")
+PERTURBED_FRAMES = (*REORDERED_FRAMES, "blank")
 OTHER_VIDEO = "other_video"
 PERTURBATIONS = (*PERTURBED_FRAMES, OTHER_VIDEO)
 STRATEGIES = ("all", "best_worst", "best_rest")
@@ -60,8 +61,8 @@ class Frames:
     repeat: int = 1
     """How often each frame is given."""
     perturb: str = field(default="", metadata=LATER)
-    """Spoil what is seen: `reversed`, `shuffled` (each video in an order of its own) or `dropped` (a third of the
-    frames, in a row, is missing). The times that are told still increase."""
+    """Spoil what is seen: `reversed`, `shuffled` (each video in an order of its own), `dropped` (a third of the
+    frames, in a row, is missing) or `blank` (all are grey). The times that are told still increase."""
     perturb_seed: int = field(default=0, metadata=LATER)
     """Another number shuffles and drops otherwise."""
     sampler: str = field(default="ours", metadata=LATER)
@@ -74,7 +75,7 @@ class Frames:
         at_least(1, count=self.count, repeat=self.repeat, size=1 if self.size is None else self.size)
         if self.perturb:
             one_of(PERTURBED_FRAMES, perturb=self.perturb)
-            at_least(2, count=self.count)
+            at_least(2 if self.perturb in REORDERED_FRAMES else 1, count=self.count)
         elif self.perturb_seed:
             raise ValueError("`perturb_seed` is of no use without `perturb`")
 
@@ -289,7 +290,7 @@ class Perturbing:
     """Negatives: the policy answers once more from a video that was spoilt, or from another one."""
 
     kinds: list[str]
-    """Some of `reversed`, `shuffled`, `dropped`, `other_video`."""
+    """Some of `reversed`, `shuffled`, `dropped`, `blank`, `other_video`."""
     seed: int = 0
     samples: int = 1
     """Answers per question and kind; each is paired with the policy's answer of the same number."""

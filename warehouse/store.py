@@ -225,16 +225,20 @@ class Warehouse:
         min_strength: float = 0.0,
         split: str | None = None,
         dataset: str | None = None,
+        gold: bool = False,
     ) -> pl.DataFrame:
         """Both orders averaged, with the question, both answers and the video of every pair.
 
         `judge` is a spec id, or the name of the judge's prompt; `min_strength` in [0, 1] drops weak preferences.
         Pairs that were judged in one order so far are left out: they may be position bias. `dataset` names a version
         (`vlm-rlaif dataset list`): its preferences, with the verdicts as they were; raises `UserError` if some of
-        them are gone.
+        them are gone. `gold` takes the verdict of people where they have judged the pair, with `source` (`human` or
+        `judge`) and what the judge said; a version has decided that already.
         """
         asked = {"judge": judge, "min_strength": min_strength, "split": split}
-        source = "preferences"
+        source = "gold" if gold else "preferences"
+        if gold and dataset is not None:
+            raise UserError(f"The version {dataset} holds its verdicts: it goes without gold.")
         if dataset is not None:
             from vlm_rlaif.warehouse.exports.versions import find
 

@@ -51,17 +51,26 @@ FROM datasets d
 JOIN dataset_rows r USING (rows_hash)
 JOIN preferences p ON p.pair_id = r.pair_id AND p.judge = r.judge;
 
--- What failed and was not repaired by a later attempt? The newest attempt of each.
+-- What failed and was not repaired by a later attempt? The newest attempt of each. A refused annotation of an audit is
+-- repaired by a later version of it, a missing task by a verdict on its pair.
 CREATE OR REPLACE VIEW open_failures AS
-WITH repaired AS (
+WITH refused AS (
+    SELECT row_id, said->>'$.plan_id' AS plan_id, said->>'$.pair_id' AS pair_id, said->>'$.annotation' AS annotation,
+           TRY_CAST(said->>'$.updated_at' AS TIMESTAMP) AS updated_at
+    FROM (SELECT row_id, TRY_CAST(reply AS JSON) AS said FROM failures WHERE stage = 'audit')
+), repaired AS (
     SELECT caption_id AS row_id FROM captions WHERE caption_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT context_id FROM contexts WHERE context_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT question_id FROM questions WHERE question_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT rating_id FROM ratings WHERE rating_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT response_id FROM responses WHERE response_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT label_id FROM labels WHERE label_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT probe_id FROM probes WHERE probe_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT answer_id FROM answers WHERE answer_id IN (SELECT row_id FROM failures)
     UNION ALL SELECT score_id FROM scores WHERE score_id IN (SELECT row_id FROM failures)
+    UNION ALL SELECT r.row_id FROM refused r JOIN audits a ON a.plan_id = r.plan_id AND CASE
+        WHEN r.annotation IS NULL THEN a.pair_id = r.pair_id
+        ELSE a.annotation = r.annotation AND a.updated_at >= coalesce(r.updated_at, a.updated_at) END
 )
 SELECT f.* FROM failures f WHERE f.row_id NOT IN (FROM repaired)
 QUALIFY row_number() OVER (PARTITION BY f.row_id ORDER BY f.attempt DESC) = 1;
@@ -94,8 +103,10 @@ JOIN videos v ON v.video_id = q.video_id
 WHERE c.kind = 'ppo';
 
 -- What is pending? For every stage and spec that has run: the rows that its inputs ask for now, those that stand, those
--- that are missing, and how many of the missing ones have failed. Evaluation is left out: how many questions it reads
--- stands in the recipe (`vlm-rlaif plan` knows, and knows what no run has begun).
+-- that are missing, and how many of the missing ones have failed. Of a checklist and of votes it expects as many as
+-- have been given somewhere. Left out: rankings and claims that are sentences, labels that nobody is asked for, and
+-- evaluation, for how many questions it reads stands in the recipe (`vlm-rlaif plan` knows, and knows what no run has
+-- begun).
 CREATE OR REPLACE VIEW pending_work AS
 WITH answered AS (
     SELECT r.spec_id, q.spec_id AS ask, max(r.sample_index) + 1 AS samples, bool_or(r.shown_video_id IS NOT NULL) AS other
@@ -105,10 +116,21 @@ WITH answered AS (
 ), unanswerable AS (
     SELECT question_id FROM ratings WHERE item = 'answerable' AND value < 0.5
 ), compared AS (
-    SELECT a.spec_id, p.question_id FROM pairs p JOIN responses a ON a.response_id = p.response_a
+    SELECT a.spec_id, p.question_id, p.pair_id FROM pairs p JOIN responses a ON a.response_id = p.response_a
     UNION ALL
-    SELECT b.spec_id, p.question_id FROM pairs p JOIN responses a ON a.response_id = p.response_a
+    SELECT b.spec_id, p.question_id, p.pair_id FROM pairs p JOIN responses a ON a.response_id = p.response_a
     JOIN responses b ON b.response_id = p.response_b WHERE b.spec_id <> a.spec_id
+), of_pairs AS (
+    SELECT upstream->>'$.rating' FROM specs WHERE stage = 'rated'
+), rated AS (
+    SELECT DISTINCT c.spec_id, p.question_id, unnest([p.response_a, p.response_b]) AS response_id
+    FROM compared c JOIN pairs p USING (pair_id) WHERE c.spec_id IN (SELECT upstream->>'$.respond' FROM specs
+        WHERE stage IN ('check', 'split', 'verify') OR spec_id IN (FROM of_pairs))
+), items AS (
+    SELECT spec_id, count(DISTINCT item) AS items FROM ratings
+    WHERE spec_id IN (SELECT spec_id FROM specs WHERE stage = 'check') GROUP BY ALL
+), votes AS (
+    SELECT spec_id, max(vote) + 1 AS votes FROM labels GROUP BY ALL
 ), wanted AS (
     SELECT s.spec_id, count(*) AS n
     FROM specs s JOIN clips c ON c.method = (s.upstream->>'$.clip') WHERE s.stage = 'caption' GROUP BY ALL
@@ -145,12 +167,29 @@ WITH answered AS (
     SELECT s.spec_id, count(*)
     FROM specs s JOIN responses r ON r.spec_id = (s.upstream->>'$.respond') JOIN questions q USING (question_id)
     LEFT JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
-    WHERE s.stage = 'rate' AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
+    WHERE s.stage = 'rate' AND s.spec_id NOT IN (FROM of_pairs)
+      AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
     UNION ALL
-    SELECT s.spec_id, 2 * count(*)
+    SELECT s.spec_id, count(*) * any_value(coalesce(i.items, 1))
+    FROM specs s JOIN rated r ON r.spec_id = (s.upstream->>'$.respond')
+    JOIN questions q ON q.question_id = r.question_id
+    LEFT JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
+    LEFT JOIN items i ON i.spec_id = s.spec_id
+    WHERE (s.stage IN ('check', 'split') OR (s.stage = 'rate' AND s.spec_id IN (FROM of_pairs)))
+      AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, sum(c.value)
+    FROM specs s JOIN ratings c ON c.spec_id = (s.upstream->>'$.split') AND c.item = 'claims'
+    JOIN rated r ON r.spec_id = (s.upstream->>'$.respond') AND r.response_id = c.response_id
+    JOIN questions q ON q.question_id = c.question_id
+    LEFT JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
+    WHERE s.stage = 'verify' AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
+    UNION ALL
+    SELECT s.spec_id, 2 * count(*) * any_value(coalesce(v.votes, 1))
     FROM specs s JOIN compared p ON p.spec_id = (s.upstream->>'$.respond')
     JOIN questions q ON q.question_id = p.question_id
     LEFT JOIN contexts x ON x.video_id = q.video_id AND x.spec_id = (s.upstream->>'$.context')
+    LEFT JOIN votes v ON v.spec_id = s.spec_id
     WHERE s.stage = 'label' AND ((s.upstream->>'$.context') IS NULL OR x.context_id IS NOT NULL) GROUP BY ALL
 ), standing AS (
     SELECT spec_id, count(*) AS n FROM captions GROUP BY ALL
@@ -158,9 +197,10 @@ WITH answered AS (
     UNION ALL SELECT spec_id, count(DISTINCT video_id) FROM questions WHERE spec_id IS NOT NULL GROUP BY ALL
     UNION ALL SELECT spec_id, count(*) FROM responses GROUP BY ALL
     UNION ALL SELECT spec_id, count(*) FROM ratings GROUP BY ALL
-    UNION ALL SELECT spec_id, count(*) FROM labels WHERE vote = 0 GROUP BY ALL
+    UNION ALL SELECT spec_id, count(*) FROM labels GROUP BY ALL
 ), failed AS (
-    SELECT r.config->>'$.spec_id' AS spec_id, count(*) AS n FROM open_failures f JOIN runs r USING (run_id) GROUP BY ALL
+    SELECT r.config->>'$.spec_id' AS spec_id, count(*) AS n FROM open_failures f JOIN runs r USING (run_id)
+    WHERE f.stage NOT IN ('probe', 'anchor') GROUP BY ALL
 )
 SELECT s.stage, s.spec_id, s.model, s.prompt, w.n::BIGINT AS rows_wanted, coalesce(t.n, 0) AS rows_standing,
        greatest(w.n::BIGINT - coalesce(t.n, 0), 0) AS rows_missing, coalesce(f.n, 0) AS open_failures

@@ -1,14 +1,25 @@
 -- Which judge compares answers of its own weights? One row per judge and policy that it has judged responses of.
--- `judge_is_policy`: the same weights and adapter, as when a model judges itself.
+-- `judge_is_policy`: the same weights and adapter, as when a model judges itself; of labels that are made of ratings,
+-- of other labels or of a panel's: one of the models that were asked.
 CREATE OR REPLACE VIEW judge_policies AS
-WITH judged AS (
-    SELECT DISTINCT l.spec_id AS judge, r.spec_id AS policy
-    FROM (SELECT DISTINCT spec_id, pair_id FROM labels) l JOIN pairs p USING (pair_id)
-    JOIN responses r ON r.response_id IN (p.response_a, p.response_b)
+WITH RECURSIVE judged AS (
+    SELECT DISTINCT judge, r.spec_id AS policy
+    FROM (SELECT DISTINCT l.spec_id AS judge, unnest([p.response_a, p.response_b]) AS response_id
+          FROM labels l JOIN pairs p USING (pair_id)) JOIN responses r USING (response_id)
+), asked AS (
+    SELECT DISTINCT judge, judge AS spec_id FROM judged
+    UNION
+    SELECT a.judge, unnest(json_extract_string(s.upstream, '$.*'))
+    FROM asked a JOIN specs s USING (spec_id) WHERE s.stage IN ('rated', 'panel', 'calibrate')
 )
-SELECT j.judge, s.prompt AS judge_prompt, j.policy, s.model AS judge_model, t.model AS policy_model,
-       s.revision = t.revision AND s.adapter = t.adapter AND s.revision NOT IN ('', 'none') AS judge_is_policy
-FROM judged j JOIN specs s ON s.spec_id = j.judge JOIN specs t ON t.spec_id = j.policy;
+SELECT j.judge, any_value(n.prompt) AS judge_prompt, j.policy,
+       string_agg(DISTINCT s.model, ', ' ORDER BY s.model) AS judge_model, any_value(t.model) AS policy_model,
+       bool_or(s.revision = t.revision AND s.adapter = t.adapter AND s.revision NOT IN ('', 'none'))
+           AS judge_is_policy
+FROM judged j JOIN specs n ON n.spec_id = j.judge JOIN specs t ON t.spec_id = j.policy
+JOIN asked a ON a.judge = j.judge
+JOIN specs s ON s.spec_id = a.spec_id AND s.stage NOT IN ('rated', 'panel', 'calibrate')
+GROUP BY j.judge, j.policy;
 
 -- What does every person say now? The newest version of every annotation, one row per plan, pair and person.
 CREATE OR REPLACE VIEW human_verdicts AS

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_rlaif.datagen.engine import VideoPart
-from vlm_rlaif.datagen.engines.perturb import order
+from vlm_rlaif.datagen.engines.perturb import spoil
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.media.frame_cache import FrameCache
 from vlm_rlaif.warehouse.media.video import sample
@@ -41,8 +41,7 @@ def read_clip(part: VideoPart) -> Clip:
     frames, times_s = taken.frames, taken.times_s
     if spec.perturb:
         key = f"{part.video_id or part.path.name} {part.start_s} {spec.perturb_seed}"
-        shown = order(spec.count, spec.perturb, key)
-        frames, times_s = frames[shown], tuple(times_s[frame] for frame in sorted(shown))
+        frames, times_s = spoil(frames, times_s, spec.perturb, key)
     frames = np.repeat(frames, spec.repeat, axis=0)
     return Clip(frames, tuple(t for t in times_s for _ in range(spec.repeat)))
 

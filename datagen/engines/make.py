@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.util import find_spec
 from inspect import Parameter, signature
 from shutil import which
@@ -33,6 +34,11 @@ class EngineSettings:
         if self.name != "auto":
             return self.name
         return "vllm" if find_spec("vllm") and which("nvidia-smi") else "transformers"
+
+    @property
+    def versioned(self) -> str:
+        """`chosen` with the version of its package, where that is known: `vllm 0.11.2`; a server does not tell."""
+        return f"{self.chosen} {version(self.chosen)}" if find_spec(self.chosen) else self.chosen
 
 
 def make(settings: EngineSettings, model: str) -> Engine:

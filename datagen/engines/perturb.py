@@ -1,11 +1,26 @@
-"""Frames in another order, or some of them missing: what a model sees when it has to give a worse answer.
+"""Frames in another order, some of them missing, or all grey: what a model sees when it has to give a worse answer.
 
 Whether the answer is worse is never assumed: a judge compares it with the answer to the video as it is.
 """
 
 from __future__ import annotations
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vlm_rlaif.warehouse.records import row_id
+
+GREY = 127
+
+
+def spoil(
+    frames: NDArray[np.uint8], times_s: tuple[float, ...], kind: str, key: str
+) -> tuple[NDArray[np.uint8], tuple[float, ...]]:  # fmt: skip
+    """The frames (T, H, W, 3) and their times as a model is given them; `key` makes each video its own case."""
+    if kind == "blank":
+        return np.full_like(frames, GREY), times_s
+    shown = order(len(frames), kind, key)
+    return frames[shown], tuple(times_s[frame] for frame in sorted(shown))
 
 
 def order(count: int, kind: str, key: str) -> list[int]:

@@ -97,12 +97,19 @@ class Pairs:
         """The ids of all pairs that are meant, whether they stand or not."""
         if self.chosen:
             return [each.pair_id for _, each in self.select(warehouse)]
-        rows = warehouse.stream(
-            "SELECT p.pair_id FROM pairs p JOIN responses a ON a.response_id = p.response_a"
-            " JOIN responses b ON b.response_id = p.response_b WHERE a.spec_id = $spec AND b.spec_id = $spec",
-            {"spec": self.policies[0]},
+        meant, parameters = self.meant(warehouse)
+        return [row["pair_id"] for row in warehouse.stream(f"SELECT pair_id FROM {meant}", parameters)]
+
+    def meant(self, warehouse: Warehouse) -> tuple[str, dict[str, Any]]:
+        """SQL: the pairs that are meant and stand, as a table, with its parameters."""
+        if self.chosen:
+            chosen = "(SELECT * FROM pairs SEMI JOIN (SELECT unnest($ids) AS pair_id) USING (pair_id))"
+            return chosen, {"ids": self.ids(warehouse)}
+        return (
+            "(SELECT p.* FROM pairs p JOIN responses a ON a.response_id = p.response_a"
+            " JOIN responses b ON b.response_id = p.response_b WHERE a.spec_id = $own AND b.spec_id = $own)",
+            {"own": self.policies[0]},
         )
-        return [row["pair_id"] for row in rows]
 
     def select(self, warehouse: Warehouse) -> Selection:
         """Choose among the responses that stand now."""

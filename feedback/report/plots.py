@@ -75,11 +75,11 @@ def line_plot(
     top, height = 40 + 16 * rows, height + 16 * max(0, rows - 1)
     points = [point for line in series.values() for point in line if _finite(point)]
     if not points:
-        return _svg(title, width, height, [*legend, *_no_data(width, top, height)])
+        return svg(title, width, height, [*legend, *no_data(width, top, height)])
     xs, ys = [x for x, _ in points], [y for _, y in points]
     whole = all(float(x).is_integer() for x in xs)
     y_ticks = nice_ticks(min(ys), max(ys))
-    left, right, bottom = _left_px(y_ticks, ""), width - 18.0, height - 44.0
+    left, right, bottom = left_px(y_ticks, ""), width - 18.0, height - 44.0
     x_ticks = nice_ticks(min(xs), max(xs), count=max(2, width // 90), whole=whole)
     inside = tuple(tick for tick in x_ticks if min(xs) <= tick <= max(xs))
     if len(inside) > 1:
@@ -87,11 +87,11 @@ def line_plot(
     else:
         x_axis = Axis(x_ticks[0], x_ticks[-1], left, right, x_ticks)
     y_axis = Axis(y_ticks[0], y_ticks[-1], bottom, top, y_ticks)
-    parts = legend + _y_grid(y_axis, left, right) + _x_scale(x_axis, bottom)
-    parts += _axis_titles(x_label, y_label, (left + right) / 2, (top + bottom) / 2, height)
+    parts = legend + y_grid(y_axis, left, right) + x_scale(x_axis, bottom)
+    parts += axis_titles(x_label, y_label, (left + right) / 2, (top + bottom) / 2, height)
     for number, line in enumerate(series.values()):
         parts += _line(line, x_axis, y_axis, *_style(number))
-    return _svg(title, width, height, parts)
+    return svg(title, width, height, parts)
 
 
 def bar_plot(
@@ -117,15 +117,15 @@ def bar_plot(
     numbers = [n * scale for _, bar in bars for n in (bar.value, bar.low, bar.high) if n is not None]
     if not numbers:
         names = [label for label, _ in bars]
-        return _svg(title, width, height, _no_data(width, 34, height, names))
+        return svg(title, width, height, no_data(width, 34, height, names))
     low, high = min(0.0, *numbers), max(0.0, *numbers)
     ticks = nice_ticks(low, high if high > low else scale)
-    left, right, top = _left_px(ticks, suffix), width - 18.0, 50.0
+    left, right, top = left_px(ticks, suffix), width - 18.0, 50.0
     slot = (right - left) / len(bars)
     labels = [_wrapped(label, slot) for label, _ in bars]
     bottom = height - 30.0 - 13 * max(len(lines) for lines in labels)
     y_axis = Axis(ticks[0], ticks[-1], bottom, top, ticks, suffix)
-    parts = _y_grid(y_axis, left, right)
+    parts = y_grid(y_axis, left, right)
     for number, ((label, estimate), lines) in enumerate(zip(bars, labels, strict=True)):
         x = left + slot * (number + 0.5)
         about = f"<title>{_text(f'{label}: {estimate}')}</title>"
@@ -133,9 +133,9 @@ def bar_plot(
         drawn += _under_bar(lines, estimate, x, bottom)
         parts.append(f'<g class="bar">{about}{"".join(drawn)}</g>')
     zero = y_axis.px(0.0)
-    parts.append(_segment(left, zero, right, zero, "#333"))
-    parts += _axis_titles("", y_label, 0, (top + bottom) / 2, height)
-    return _svg(title, width, height, parts)
+    parts.append(segment(left, zero, right, zero, "#333"))
+    parts += axis_titles("", y_label, 0, (top + bottom) / 2, height)
+    return svg(title, width, height, parts)
 
 
 def png_data_uri(frame: NDArray[np.uint8]) -> str:
@@ -196,7 +196,7 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     return [f"{tick:.12g}" for tick in ticks]
 
 
-def _svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
+def svg(title: str, width: int, height: int, parts: Sequence[str]) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="{_text(title)}" '
         f'viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
@@ -214,21 +214,21 @@ def _text(words: str) -> str:
     return html.escape(_NOT_XML.sub("\ufffd", words))
 
 
-def _label(x: float, y: float, words: str, *, anchor: str = "middle", more: str = "") -> str:
+def words_at(x: float, y: float, words: str, *, anchor: str = "middle", more: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>{_text(words)}</text>'
 
 
-def _segment(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:
+def segment(x1: float, y1: float, x2: float, y2: float, colour: str, more: str = "") -> str:
     at = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
     return f'<line {at} stroke="{colour}"{more}/>'
 
 
-def _no_data(width: float, top: float, height: float, names: Sequence[str] = ()) -> list[str]:
+def no_data(width: float, top: float, height: float, names: Sequence[str] = ()) -> list[str]:
     box = f'x="12" y="{top + 4:.1f}" width="{width - 24}" height="{max(1.0, height - top - 16):.1f}"'
     note = _cut("no data" + (f" ({', '.join(names)})" if names else ""), width - 40)
     return [
         f'<rect {box} fill="none" stroke="#ccc" stroke-dasharray="4 4"/>',
-        _label(width / 2, (top + height) / 2, note, more=' fill="#777"'),
+        words_at(width / 2, (top + height) / 2, note, more=' fill="#777"'),
     ]
 
 
@@ -253,8 +253,8 @@ def _legend(series: Mapping[str, Sequence[tuple[float, float]]], width: int) -> 
             x, row = 12.0, row + 1
         y = 24.0 + 16 * row
         colour, dash = _style(number)
-        parts.append(_segment(x, y - 4, x + 18, y - 4, colour, f' stroke-width="2"{dash}'))
-        parts.append(_label(x + 23, y, words, anchor="start"))
+        parts.append(segment(x, y - 4, x + 18, y - 4, colour, f' stroke-width="2"{dash}'))
+        parts.append(words_at(x + 23, y, words, anchor="start"))
         x += entry_px
     return parts, row if series else 0
 
@@ -281,7 +281,7 @@ def _line(line: Sequence[tuple[float, float]], x_axis: Axis, y_axis: Axis, colou
 def _bar(estimate: Estimate, scale: float, x: float, bar_px: float, y_axis: Axis) -> list[str]:
     """The bar, its whisker and its value above the higher end of both."""
     if estimate.value is None:
-        return [_label(x, y_axis.px(0.0) - 8, "no data", more=' fill="#777" font-style="italic"')]
+        return [words_at(x, y_axis.px(0.0) - 8, "no data", more=' fill="#777" font-style="italic"')]
     zero, end = y_axis.px(0.0), y_axis.px(estimate.value * scale)
     at = f'x="{x - bar_px / 2:.1f}" y="{min(zero, end):.1f}"'
     size = f'width="{bar_px:.1f}" height="{abs(zero - end):.1f}"'
@@ -290,47 +290,47 @@ def _bar(estimate: Estimate, scale: float, x: float, bar_px: float, y_axis: Axis
         low, high = y_axis.px(estimate.low * scale), y_axis.px(estimate.high * scale)
         highest = min(highest, high)
         thick = ' stroke-width="1.5"'
-        parts += [_segment(x, low, x, high, "#1F3F5B", thick)]
-        parts += [_segment(x - 5, y, x + 5, y, "#1F3F5B", thick) for y in (low, high)]
+        parts += [segment(x, low, x, high, "#1F3F5B", thick)]
+        parts += [segment(x - 5, y, x + 5, y, "#1F3F5B", thick) for y in (low, high)]
     number = estimate.headline().removesuffix(f" {estimate.unit}")  # the axis names the unit
-    return [*parts, _label(x, highest - 5, number, more=' font-weight="600"')]
+    return [*parts, words_at(x, highest - 5, number, more=' font-weight="600"')]
 
 
 def _under_bar(lines: Sequence[str], estimate: Estimate, x: float, bottom: float) -> list[str]:
     """The label, and n in grey below it."""
-    parts = [_label(x, bottom + 15 + 13 * row, words) for row, words in enumerate(lines)]
+    parts = [words_at(x, bottom + 15 + 13 * row, words) for row, words in enumerate(lines)]
     count = f"n={estimate.n:,}"
     if estimate.value is not None and estimate.low is None:
         count += ", no CI"
     small = ' font-size="10" fill="#777"'
-    return [*parts, _label(x, bottom + 15 + 13 * len(lines), count, more=small)]
+    return [*parts, words_at(x, bottom + 15 + 13 * len(lines), count, more=small)]
 
 
-def _y_grid(axis: Axis, left: float, right: float) -> list[str]:
+def y_grid(axis: Axis, left: float, right: float) -> list[str]:
     parts = []
     for tick, words in zip(axis.ticks, axis.labels(), strict=True):
         y = axis.px(tick)
-        parts.append(_segment(left, y, right, y, "#e4e4e4"))
-        parts.append(_label(left - 6, y + 4, words, anchor="end"))
+        parts.append(segment(left, y, right, y, "#e4e4e4"))
+        parts.append(words_at(left - 6, y + 4, words, anchor="end"))
     return parts
 
 
-def _x_scale(axis: Axis, bottom: float) -> list[str]:
-    parts = [_segment(axis.start_px, bottom, axis.end_px, bottom, "#333")]
+def x_scale(axis: Axis, bottom: float) -> list[str]:
+    parts = [segment(axis.start_px, bottom, axis.end_px, bottom, "#333")]
     for tick, words in zip(axis.ticks, axis.labels(), strict=True):
         x = axis.px(tick)
-        parts.append(_segment(x, bottom, x, bottom + 4, "#333"))
-        parts.append(_label(x, bottom + 16, words))
+        parts.append(segment(x, bottom, x, bottom + 4, "#333"))
+        parts.append(words_at(x, bottom + 16, words))
     return parts
 
 
-def _axis_titles(x_label: str, y_label: str, x: float, y: float, height: float) -> list[str]:
+def axis_titles(x_label: str, y_label: str, x: float, y: float, height: float) -> list[str]:
     turned = f' transform="rotate(-90 14 {y:.1f})"'
-    parts = [_label(14, y, _cut(y_label, height - 50), more=turned)]
-    return [*parts, _label(x, height - 10, x_label)] if x_label else parts
+    parts = [words_at(14, y, _cut(y_label, height - 50), more=turned)]
+    return [*parts, words_at(x, height - 10, x_label)] if x_label else parts
 
 
-def _left_px(ticks: Sequence[float], suffix: str) -> float:
+def left_px(ticks: Sequence[float], suffix: str) -> float:
     return 30 + _CHAR_PX * max(len(words + suffix) for words in tick_labels(ticks))
 
 

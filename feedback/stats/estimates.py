@@ -90,7 +90,7 @@ class Estimate:
         if self.unit == "fraction":
             return f"{100 * number:.1f}"
         if self.unit == "points":
-            return f"{number:.1f}"
+            return f"{round(number, 1) + 0.0:.1f}"  # never -0.0
         largest = max(abs(bound) for bound in (self.value, self.low, self.high, 0.0) if bound is not None)
         decimals = 2 - math.floor(math.log10(largest)) if largest else 0
         return f"{number:,.{min(max(decimals, 0), 12)}f}"
@@ -126,7 +126,7 @@ def clustered_mean(
     kept = series[present]
     if unit == "fraction":
         _check_fractions(kept)
-    cluster = _numbered([name for name, counts in zip(clusters, present, strict=True) if counts])
+    cluster = numbered([name for name, counts in zip(clusters, present, strict=True) if counts])
     n, number_of_clusters = len(kept), int(cluster.max(initial=-1)) + 1
     mean = math.fsum(kept) / n if n else None
     low = high = None
@@ -232,7 +232,7 @@ def _series(name: str, values: Values) -> NDArray[np.float64]:
     return series
 
 
-def _numbered(names: Sequence[Hashable]) -> NDArray[np.intp]:
+def numbered(names: Sequence[Hashable]) -> NDArray[np.intp]:
     """Each name as the number of its first appearance: (n,)."""
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(name, len(numbers)) for name in names], dtype=np.intp)

@@ -50,6 +50,7 @@ def test_a_recipe_runs_to_its_report_and_a_second_run_writes_nothing(tmp_path: P
     assert set(figures) >= FIGURES
     assert all({"value", "low", "high", "n", "unit"} == set(figure) for figure in figures.values())
     assert "<svg" in (into / "report.html").read_text()
+    assert "another video&#x27;s answer loses" in (into / "judges.html").read_text()
     warehouse = Warehouse.open(into / "warehouse.duckdb")
     before = counts(warehouse)
     again = command("run", recipe, "--into", into)

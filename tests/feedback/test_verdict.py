@@ -10,7 +10,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_rlaif.feedback.verdict import CHOICES, Verdict, combine, read_choice
+from vlm_rlaif.feedback.verdict import (
+    CHOICES,
+    Preference,
+    Verdict,
+    combine,
+    combine_votes,
+    from_ratings,
+    log_odds,
+    majority,
+    mean,
+    read_choice,
+    read_words,
+)
 from vlm_rlaif.warehouse.records import Label, Pair, Question, Record, Response, Spec, Video
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -197,3 +209,110 @@ def test_judges_do_not_mix(paired: Warehouse) -> None:
     assert paired.preferences(judge="judge", min_strength=0.1)["pair_id"].to_list() == ["p0"]
     assert paired.preferences(split="train").is_empty()
     assert paired.rows("SELECT pairs, agreement FROM label_agreement") == [{"pairs": 1, "agreement": 0.0}]
+
+
+# Votes
+
+
+def vote(rng: random.Random) -> Verdict:
+    """What a judge that writes says, or one whose probabilities are read."""
+    named = rng.choice([Verdict(1.0, 0.0, 0.0), Verdict(0.0, 1.0, 0.0), Verdict(0.0, 0.0, 1.0)])
+    return named if rng.random() < 0.7 else read_choice(judgement(rng), "ab")
+
+
+def test_the_view_of_votes_is_its_slow_twin(paired: Warehouse) -> None:
+    rng = random.Random(2)
+    expected, rows = {}, []
+    for n in range(300):
+        orders = [[vote(rng) for _ in range(rng.randint(1, 5))] for _ in range(rng.choice([1, 2, 2, 2]))]
+        expected[f"p{n}"] = combine_votes(orders)
+        for order, votes in zip(("ab", "ba"), orders, strict=False):
+            rows += [label(f"p{n}", order, verdict, vote=number) for number, verdict in enumerate(votes)]
+    paired.append(rows)
+    for row in paired.rows("SELECT * FROM preferences"):
+        twin = expected.pop(row["pair_id"])
+        assert (row["choice"], row["conflict"]) == (twin.choice, twin.conflict), row["pair_id"]
+        assert row["p_a"] == pytest.approx(twin.p_a, abs=1e-12)
+        assert row["vote_spread"] == (None if twin.vote_spread is None else pytest.approx(twin.vote_spread, abs=1e-9))
+    assert not expected
+
+
+votes = st.lists(
+    st.sampled_from([Verdict(1.0, 0.0, 0.0), Verdict(0.0, 1.0, 0.0), Verdict(0.0, 0.0, 1.0)]), min_size=1
+)
+
+
+@given(votes)
+def test_p_of_votes_is_wins_and_half_the_ties(said: list[Verdict]) -> None:
+    choices = [verdict.choice for verdict in said]
+    preference = combine_votes([said])
+    assert preference.p_a == pytest.approx((choices.count("a") + choices.count("tie") / 2) / len(said))
+    assert (preference.vote_spread is None) == (len(said) == 1)
+    assert 0 <= (preference.vote_spread or 0) <= 0.5
+
+
+@given(votes, votes, st.randoms())
+def test_the_order_of_votes_and_the_name_of_a_response_do_not_matter(
+    one: list[Verdict], other: list[Verdict], rng: random.Random
+) -> None:
+    said = combine_votes([one, other])
+    again = combine_votes([rng.sample(other, len(other)), rng.sample(one, len(one))])
+    swapped = combine_votes([[verdict.swap() for verdict in order] for order in (one, other)])
+    assert (again.choice, again.conflict) == (said.choice, said.conflict)
+    assert swapped.choice == {"a": "b", "b": "a", "tie": "tie"}[said.choice]
+    assert swapped.p_a == pytest.approx(1 - said.p_a) and swapped.vote_spread == pytest.approx(said.vote_spread)
+
+
+@pytest.mark.parametrize(
+    ("reply", "choice"),
+    [
+        ("Verdict: A", "a"), ("verdict - B.", "b"), ("So:\n\nVERDICT: C (tie)\n", "tie"), ("**Verdict: tie**", "tie"),
+        ("A", "a"), ("`B`", "b"), ("C", "tie"), ("Verdict: (A)", "a"),
+        ("", None), ("a", None), ("Verdict:", None), ("Verdict: A or B", None), ("A is better", None),
+        ("Verdict: A\nThat is all.", None), ("Verdict: A (tie)", None), ("Verdict: D", None), ("Verdict: AB", None),
+    ],
+)  # fmt: skip
+def test_words_are_read_strictly(reply: str, choice: str | None) -> None:
+    verdict = read_words(reply, "ab")
+    assert (verdict and verdict.choice) == choice
+    swapped = read_words(reply, "ba")
+    assert (swapped and swapped.swap()) == verdict
+
+
+# Ratings and panels
+
+numbers = st.floats(-5, 5)
+
+
+@given(numbers, numbers, st.floats(0.01, 10), st.floats(0, 3))
+def test_labels_of_ratings_know_no_side_and_grow_with_the_difference(
+    a: float, b: float, scale: float, margin: float
+) -> None:
+    said, swapped = from_ratings(a, b, scale=scale), from_ratings(b, a, scale=scale)
+    assert swapped.p_a == pytest.approx(1 - said.p_a, abs=1e-11)
+    assert (said.p_a - 0.5) * (a - b) >= 0 and 0 <= said.p_a <= 1
+    assert from_ratings(a + 1, b, scale=scale).p_a >= said.p_a
+    tied = from_ratings(a, b, scale=scale, tie_margin=margin)
+    assert tied.p_a == said.p_a and tied.choice == ("tie" if abs(a - b) <= margin else said.choice)
+
+
+members = st.lists(st.builds(Preference, st.sampled_from(["a", "b", "tie"]), st.floats(0, 1)), min_size=1)
+
+
+@given(members)
+def test_a_panel_of_one_mind_is_that_mind_and_knows_no_side(said: list[Preference]) -> None:
+    other = [Preference({"a": "b", "b": "a", "tie": "tie"}[each.choice], 1 - each.p_a) for each in said]
+    for unite in (majority, mean):
+        one, swapped = unite(said), unite(other)
+        assert swapped.p_a == pytest.approx(1 - one.p_a, abs=1e-9)
+        assert (one.p_a > 0.5 or one.choice != "a") and (one.p_a < 0.5 or one.choice != "b")
+    assert majority([said[0]] * 3).choice == said[0].choice
+    assert mean([said[0]] * 3).p_a == pytest.approx(said[0].p_a, abs=1e-11)
+    assert mean(said, [2.0] * len(said)).p_a == pytest.approx(mean(said).p_a, abs=1e-11)
+
+
+@given(st.integers(1, 500), st.data())
+def test_the_weight_of_a_judge_grows_with_what_it_has_right(judged: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, judged - 1))
+    assert 0 <= log_odds(right, judged) <= log_odds(right + 1, judged) < 7
+    assert (log_odds(right, judged) > 0) == (right > judged / 2)

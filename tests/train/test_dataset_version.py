@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from vlm_rlaif.train.run import coin, reward_job, train_reward, with_dataset, wi
 from vlm_rlaif.warehouse.config import Recipe, Rewarding
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.exports.versions import Selection, create
-from vlm_rlaif.warehouse.records import Checkpoint, Label, Pair, Question, Record, Response, Video
+from vlm_rlaif.warehouse.records import Audit, Checkpoint, Label, Pair, Question, Record, Response, Video
 from vlm_rlaif.warehouse.store import Warehouse
 
 SPLITS = ("train", "train", "train", "val")
@@ -106,6 +107,20 @@ def test_a_named_version_is_read_exactly_with_its_verdicts_as_they_were(labeled:
     assert [(row["pair_id"], row["p_a"], row["choice"]) for row in rows] == [("n0", 0.75, "a"), ("n1", 0.75, "a")]
     assert job.data_hash == made.version.rows_hash
     assert [row["p_a"] for row in reward_job(labeled, learning)[1]] == [0.375] * 3
+
+
+def test_a_reward_model_learns_from_people_where_they_have_judged(labeled: Warehouse, learning: Recipe) -> None:
+    person = Audit(
+        audit_id="1", plan_id="p", pair_id="n1", annotator="1", annotation="1", choice="b", shown_order="ab",
+        updated_at=datetime(2026, 1, 1), reply="{}", run_id="r",
+    )  # fmt: skip
+    labeled.append([person])
+    create(labeled, "gold", Selection(split="train", gold=True))
+    _, rows = reward_job(labeled, with_dataset(learning, "gold"))
+    assert [(row["pair_id"], row["p_a"], row["choice"]) for row in rows] == [
+        ("n0", 0.75, "a"), ("n1", 0.0, "b"), ("n2", 0.75, "a"),
+    ]  # fmt: skip
+    assert [row["p_a"] for row in reward_job(labeled, learning)[1]] == [0.75] * 3
 
 
 def test_a_version_with_other_splits_is_refused(labeled: Warehouse, learning: Recipe) -> None:

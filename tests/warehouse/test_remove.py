@@ -128,7 +128,7 @@ def test_every_column_with_an_id_is_a_known_relation() -> None:
     }
     own = {(record.table, primary_key(record)[0]) for record in RECORDS}
     others = {
-        ("labels", "p_a"), ("dataset_rows", "p_a"),  # probabilities
+        ("labels", "p_a"), ("dataset_rows", "p_a"), ("probes", "p_a"),  # probabilities
         ("removals", "video_id"),  # a tombstone has no video
         ("dataset_rows", "pair_id"),  # a version keeps its ids
     }  # fmt: skip
@@ -241,7 +241,13 @@ def test_cached_frames_go_too(full: Warehouse, command: Command) -> None:
         "a.lock",
     ):
         (folder / name).write_bytes(b"pixels")
-    assert "Files of cached frames, deleted too: 2\n" in command("remove", full.path, video_id, "--yes").out
+    copies = frame_cache.proxies_of(full.path)
+    copies.mkdir()
+    for name in (video_id, other):
+        (copies / f"{name}.mp4").write_bytes(b"pixels")
+    said = command("remove", full.path, video_id, "--yes").out
+    assert "Files of cached frames and copies for browsers, deleted too: 3\n" in said
+    assert [path.name for path in copies.iterdir()] == [f"{other}.mp4"]
     assert sorted(path.name for path in folder.iterdir()) == [f"{other}-{'0' * 20}.frames", "a.lock"]
 
 

@@ -145,7 +145,7 @@ def _removed(said: dict[str, Any], warehouse: Path) -> str:
             if said[key]:
                 lines += [f"{what}:", *(f"  {_one_line(line)}" for line in said[key])]
         if said["frames"]:
-            lines.append(f"Files of cached frames, deleted too: {len(said['frames']):,}")
+            lines.append(f"Files of cached frames and copies for browsers, deleted too: {len(said['frames']):,}")
         if counts and not said.get("dry_run") and "bytes_after" not in said:
             hint = f"vlm-rlaif remove {warehouse} --purge"
             lines.append(f"Deleted words may stay in free blocks of the file until it is written anew: {hint}")

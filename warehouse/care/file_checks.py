@@ -102,10 +102,11 @@ def check_leftovers(warehouse: Warehouse) -> Iterator[Finding]:
 
 def leftovers(warehouse: Warehouse) -> list[Path]:
     """Temporary files of this warehouse that nobody uses any more."""
-    from vlm_rlaif.warehouse.media.frame_cache import folder_of
+    from vlm_rlaif.warehouse.media.frame_cache import folder_of, proxies_of
 
     name, folder = warehouse.path.name, warehouse.folder
-    found = [*folder.glob(f"{name}.purge-*"), *folder.glob(f"{name}.tmp"), *folder_of(warehouse.path).glob("*.tmp")]
+    found = [*folder.glob(f"{name}.purge-*"), *folder.glob(f"{name}.tmp"), *folder_of(warehouse.path).glob("*.tmp"),
+             *proxies_of(warehouse.path).glob("*.tmp")]  # fmt: skip
     for row in warehouse.rows("SELECT path FROM checkpoints"):
         found += (folder / row["path"]).rglob(".partial-*")
     exports = "SELECT DISTINCT config->>'$.path' AS path FROM runs WHERE stage = 'export' AND status <> 'done'"

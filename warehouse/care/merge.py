@@ -51,7 +51,10 @@ NO_CONTENT: Mapping[str, tuple[str, ...]] = {
     "checkpoints": ("path", "config"),
     "exports": ("path",),
     "failures": ("message",),
-    **dict.fromkeys(("captions", "contexts", "responses", "ratings", "labels", "answers"), ("cached_tokens",)),
+    "audit_projects": ("closed_at",),
+    **dict.fromkeys(
+        ("captions", "contexts", "responses", "ratings", "labels", "probes", "answers"), ("cached_tokens",)
+    ),
 }
 """Columns that may differ under one id, beside the run: places, times, caches, names that are not part of a key, and
 who chose a pair first."""

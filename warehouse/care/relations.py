@@ -101,7 +101,11 @@ def _gather_failures(connection: duckdb.DuckDBPyConnection, source: str) -> None
     asked = failed_ids(connection, source)
     table = pa.table({"id": pa.array(asked, pa.string()), "video_id": pa.array(asked.values(), pa.string())})
     connection.register("asked", table)
-    rows = " UNION ALL ".join(["SELECT id, video_id FROM asked", *(f"FROM gone_{table}" for table in MADE)])
+    refused = (  # what a person submitted about a pair has no id that could be computed
+        f"SELECT f.row_id AS id, g.video_id FROM {source}failures f JOIN gone_pairs g"
+        " ON g.id = TRY_CAST(f.reply AS JSON)->>'$.pair_id' WHERE f.stage = 'audit'"
+    )
+    rows = " UNION ALL ".join(["SELECT id, video_id FROM asked", refused, *(f"FROM gone_{table}" for table in MADE)])
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE gone_failures AS SELECT id, any_value(video_id) AS video_id FROM ({rows})"
         f" WHERE id IN (SELECT row_id FROM {source}failures) GROUP BY id"

@@ -134,11 +134,12 @@ def _inputs(config: str) -> set[str]:
 
 
 def cached_frames(warehouse: Warehouse, video_ids: Sequence[str]) -> list[Path]:
-    """Files of the frame cache that hold pixels of the videos, or where they lie."""
-    from vlm_rlaif.warehouse.media.frame_cache import folder_of
+    """Files of the frame cache that hold pixels of the videos, or where they lie, and copies for browsers."""
+    from vlm_rlaif.warehouse.media.frame_cache import folder_of, proxies_of
 
-    wanted = tuple(f"{video_id}-" for video_id in video_ids)
-    return sorted(path for path in folder_of(warehouse.path).glob("*") if path.name.startswith(wanted))
+    wanted = tuple(f"{video_id}{after}" for video_id in video_ids for after in "-.")
+    folders = folder_of(warehouse.path), proxies_of(warehouse.path)
+    return sorted(path for folder in folders for path in folder.glob("*") if path.name.startswith(wanted))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from vlm_rlaif.warehouse.exports.facts import Facts, prompt_text
 
 if TYPE_CHECKING:
     from vlm_rlaif.warehouse.exports.export import Asked, Exported
+    from vlm_rlaif.warehouse.records import Dataset
 
 HF_LICENCES = {"apache-2.0", "mit", "bsd-3-clause", "cc0-1.0", "cc-by-3.0", "cc-by-4.0", "cc-by-sa-3.0",
                "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nc-nd-4.0", "cc-by-nd-4.0"}  # fmt: skip
@@ -37,7 +38,8 @@ HOW = {
     " soft label.",
 }
 LIMITS = (
-    "A label is the verdict of a model, except where its judge was imported; nobody checked it.",
+    "A label is the verdict of a model, except where its judge was imported or people judged the pair; nobody checked"
+    " the others.",
     "The split belongs to the video: no video is in two splits.",
     "Pairs that were judged in one order alone are left out. Two orders that contradict each other are a tie.",
     "Agreement with a judge of the same family is no evidence that either is right.",
@@ -69,6 +71,7 @@ def write(
                 for j in facts.judges
             ],
         ),
+        *_people(facts, version),
         *([_table(["judges on the same pairs", "", "pairs", "the same verdict"],
                   [[*list(row.values())[:3], _percent(row["agreement"])] for row in facts.agreement])]
           if facts.agreement else []),
@@ -131,6 +134,14 @@ def _left_out(made: Exported, limit: int | None) -> Iterator[str]:
         yield f"{len(made.missing):,} videos were not there when this was written; `export.json` names them."
 
 
+def _people(facts: Facts, version: Dataset) -> Iterator[str]:
+    if facts.people:
+        yield (
+            f"{facts.people:,} of the {version.preferences:,} preferences have the verdict of people, which outranks"
+            " that of the judge."
+        )
+
+
 def _length(facts: Facts) -> Iterator[str]:
     if facts.mean_token_gap is not None and facts.longer_wins is not None:
         yield (
@@ -141,7 +152,7 @@ def _length(facts: Facts) -> Iterator[str]:
 
 def _prompts(facts: Facts) -> Iterator[str]:
     """The words of the prompts, once each; the words of an imported row are nobody's prompt."""
-    named = {(m["prompt"], m["prompt_hash"]): m for m in facts.models if m["stage"] != "import" and m["prompt"]}
+    named = {(m["prompt"], m["prompt_hash"]): m for m in facts.models if m["stage"] != "import" and m["prompt_hash"]}
     for name, prompt_hash in named:
         yield f"### Prompt {escape(short(name))}"
         text = prompt_text(name, prompt_hash)
@@ -151,8 +162,10 @@ def _prompts(facts: Facts) -> Iterator[str]:
 
 def _commands(facts: Facts, asked: Asked) -> Iterator[str]:
     version, name, warehouse = asked.version, shlex.quote(asked.version.name), shlex.quote(facts.warehouse)
-    if version.query.startswith("complete"):
-        yield f"vlm-rlaif dataset create {warehouse} {name} --where {_shell(version.query)}"
+    condition = version.query.removeprefix("gold: ")
+    if condition.startswith("complete"):
+        gold = "" if condition == version.query else "--gold "
+        yield f"vlm-rlaif dataset create {warehouse} {name} {gold}--where {_shell(condition)}"
     else:
         yield " ".join(f"# {version.name} was {version.query}".split())
     options = ["--format", asked.kind.name, "--dataset", name]

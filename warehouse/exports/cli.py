@@ -29,16 +29,19 @@ def selection_options(command: Any) -> Any:
             click.option("--min-strength", type=click.FloatRange(0, 1), default=0.0, help="Leave out weaker ones."),
             click.option("--split", type=click.Choice(["train", "val", "test"]), help="Of this split alone."),
             click.option("--where", help="A condition of SQL on the view `preferences`."),
+            click.option("--gold", is_flag=True, help="Take people's verdicts where they have judged a pair."),
         ]
     ):
         command = option(command)
     return command
 
 
-def selection_of(judge: str | None, min_strength: float, split: str | None, where: str | None) -> Selection:
+def selection_of(
+    judge: str | None, min_strength: float, split: str | None, where: str | None, gold: bool
+) -> Selection:  # fmt: skip
     from vlm_rlaif.warehouse.exports.versions import Selection
 
-    return Selection(judge=judge, min_strength=min_strength, split=split, where=where)
+    return Selection(judge=judge, min_strength=min_strength, split=split, where=where, gold=gold)
 
 
 @click.group()
@@ -128,8 +131,8 @@ def export(
     taken = None
     if name is None:
         taken = versions.take(opened, selection)
-        version = versions.version_of(opened, taken, AUTOMATIC, str(selection))
-    elif selection == selection_of(None, 0.0, None, None):
+        version = versions.version_of(opened, taken, AUTOMATIC, selection.query)
+    elif selection == selection_of(None, 0.0, None, None, gold=False):
         version = versions.find(opened, name)
     else:
         raise UserError(f"--dataset {name} names the preferences: it goes without options that choose some.")

@@ -12,6 +12,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import duckdb
+
 from vlm_rlaif.warehouse.exports.versions import MEMORY_LIMIT
 from vlm_rlaif.warehouse.records import Dataset
 from vlm_rlaif.warehouse.store import Warehouse
@@ -30,6 +32,8 @@ class Facts:
     """Licence, or nothing where it is not known -> videos."""
     mean_token_gap: float | None
     longer_wins: float | None
+    people: int = 0
+    """Preferences with the verdict of people."""
 
 
 _VERSION = """
@@ -51,16 +55,23 @@ _AGREEMENT = """
     FROM version a JOIN version b ON a.pair_id = b.pair_id AND a.judge < b.judge GROUP BY ALL ORDER BY ALL
 """
 _MODELS = """
-    WITH read AS (
+    WITH RECURSIVE asked AS (
+        SELECT DISTINCT judge AS spec_id FROM version
+        UNION
+        SELECT unnest(if(s.stage = 'verify', [s.upstream->>'$.split'], json_extract_string(s.upstream, '$.*')))
+        FROM asked JOIN specs s USING (spec_id) WHERE s.stage IN ('rated', 'panel', 'calibrate', 'verify')
+    ), read AS (
         SELECT DISTINCT spec_id FROM contexts WHERE context_id IN
             (SELECT context_id FROM labels WHERE spec_id IN (SELECT judge FROM version))
     ), used AS (
         SELECT judge AS spec_id FROM version UNION SELECT respond_a FROM version UNION SELECT respond_b FROM version
         UNION SELECT ask FROM version UNION FROM read
         UNION SELECT upstream->>'$.caption' FROM specs WHERE spec_id IN (FROM read)
+        UNION FROM asked
     )
     SELECT stage, spec_id, model, revision, prompt, prompt_hash FROM specs WHERE spec_id IN (FROM used)
-    ORDER BY list_position(['caption', 'context', 'ask', 'respond', 'label', 'import'], stage), spec_id
+    ORDER BY list_position(['caption', 'context', 'ask', 'respond', 'label', 'rate', 'check', 'split',
+        'verify', 'rank', 'rated', 'panel', 'calibrate', 'import'], stage), spec_id
 """
 _LENGTH = """
     SELECT avg(CASE choice WHEN 'a' THEN gap ELSE -gap END) AS mean_token_gap,
@@ -85,7 +96,17 @@ def look(warehouse: Warehouse, version: Dataset) -> Facts:
         return Facts(
             warehouse.path.name, rows(_JUDGES), rows(_AGREEMENT), rows(_MODELS),
             {row["licence"]: row["videos"] for row in licences}, **rows(_LENGTH)[0],
+            people=_people(connection, version),
         )  # fmt: skip
+
+
+def _people(connection: duckdb.DuckDBPyConnection, version: Dataset) -> int:
+    """As counted when the version was made: people may have judged more pairs since."""
+    found = connection.execute(
+        "SELECT (r.config->>'$.people')::BIGINT FROM datasets d JOIN runs r USING (run_id) WHERE d.name = ?",
+        [version.name],
+    ).fetchone()
+    return (found and found[0]) or 0
 
 
 def prompt_text(name: str, prompt_hash: str) -> str | None:

@@ -44,10 +44,21 @@ class Selection:
     min_strength: float = 0.0
     split: str | None = None
     where: str | None = None
-    """A condition of SQL on the view `preferences`."""
+    """A condition of SQL on the view `preferences`, or `gold`."""
+    gold: bool = False
+    """The verdict of people where they have judged a pair, the judge's elsewhere."""
+
+    @property
+    def view(self) -> str:
+        return "gold" if self.gold else "preferences"
+
+    @property
+    def query(self) -> str:
+        """How the rows were chosen, as `datasets.query` keeps it."""
+        return f"gold: {self}" if self.gold else str(self)
 
     def __str__(self) -> str:
-        """The condition in SQL; this is what is run, and what `datasets.query` keeps."""
+        """The condition in SQL, as it is run."""
         parts = ["complete"]
         if self.judge is not None:
             parts.append(f"{literal(self.judge)} IN (judge, judge_prompt)")
@@ -68,6 +79,8 @@ class Taken:
     rows_hash: str
     ties: int
     videos: int
+    people: int = 0
+    """Rows with the verdict of people."""
 
     def reader(self) -> pa.RecordBatchReader:
         return pa.RecordBatchReader.from_batches(COLUMNS, self.rows.batches())
@@ -106,9 +119,9 @@ def take(warehouse: Warehouse, selection: Selection) -> Taken:
     try:
         if selection.where is not None:
             with warehouse.visit(read_only=True) as connection:  # takes one expression, and nothing that follows it
-                connection.sql("SELECT * FROM preferences LIMIT 0").filter(selection.where)
+                connection.sql(f"SELECT * FROM {selection.view} LIMIT 0").filter(selection.where)
         rows = warehouse.stream(
-            f"SELECT pair_id, judge, choice, p_a FROM preferences WHERE {selection}"
+            f"SELECT pair_id, judge, choice, p_a FROM {selection.view} WHERE {selection}"
             " ORDER BY pair_id || '/' || judge || '/'",
             memory_limit=MEMORY_LIMIT,
         )
@@ -119,11 +132,11 @@ def take(warehouse: Warehouse, selection: Selection) -> Taken:
         ) from None
     if not len(rows):
         raise UserError(
-            f"No preference fits: {selection}.",
+            f"No preference fits: {selection.query}.",
             f'vlm-rlaif sql {warehouse.path} "SELECT judge_prompt, split, complete, count(*) FROM preferences'
             ' GROUP BY ALL"',
         )
-    return _measured(warehouse, rows)
+    return _measured(warehouse, rows, selection.gold)
 
 
 def taken_of(warehouse: Warehouse, version: Dataset) -> Taken:
@@ -159,8 +172,8 @@ def _dict_key(row: dict[str, Any]) -> str:
     return row_key(row["pair_id"], row["judge"], row["p_a"])
 
 
-def _measured(warehouse: Warehouse, rows: Spool) -> Taken:
-    ties = 0
+def _measured(warehouse: Warehouse, rows: Spool, gold: bool = False) -> Taken:
+    ties = people = 0
 
     def keys() -> Iterator[str]:
         nonlocal ties
@@ -177,7 +190,12 @@ def _measured(warehouse: Warehouse, rows: Spool) -> Taken:
             "SELECT count(DISTINCT q.video_id) FROM taken JOIN pairs p USING (pair_id)"
             " JOIN questions q ON q.question_id = p.question_id"
         ).fetchall()
-    return Taken(rows, rows_hash, ties, videos)
+        if gold:
+            connection.register("taken", taken.reader())
+            ((people,),) = connection.sql(
+                "SELECT count(*) FROM taken SEMI JOIN human_preferences USING (pair_id)"
+            ).fetchall()
+    return Taken(rows, rows_hash, ties, videos, people)
 
 
 def create(warehouse: Warehouse, name: str, selection: Selection) -> Made:
@@ -190,7 +208,7 @@ def create(warehouse: Warehouse, name: str, selection: Selection) -> Made:
         replay(warehouse)
         taken = take(warehouse, selection)
         if (known := _by(warehouse, "name", name)) is None:
-            return _write(warehouse, name, taken, str(selection))
+            return _write(warehouse, name, taken, selection.query)
         if known.rows_hash == taken.rows_hash:
             return Made(known, False)
         with warehouse.visit(read_only=True, memory_limit=MEMORY_LIMIT) as connection:
@@ -212,7 +230,8 @@ def freeze(warehouse: Warehouse, taken: Taken, prefix: str, query: str) -> Made:
 
 
 def _write(warehouse: Warehouse, name: str, taken: Taken, query: str) -> Made:
-    with record_run(warehouse, "dataset", {"name": name, "query": query}, "none") as run:
+    config = {"name": name, "query": query} | ({"people": taken.people} if taken.people else {})
+    with record_run(warehouse, "dataset", config, "none") as run:
         version = _version(name, taken, query, run.run_id)
         with warehouse.visit() as connection, transaction(connection, warehouse.path):
             connection.register("taken", taken.reader())

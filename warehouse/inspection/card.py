@@ -11,7 +11,7 @@ from vlm_rlaif.warehouse.inspection.printing import printable
 MARGIN = 12
 SHOWN_ANSWERS = 6
 SHORT_REPLY = 12
-ORDERS = {"ab": "a, b", "ba": "b, a"}
+ORDERS = {"ab": "a, b", "ba": "b, a", "both": "both"}
 
 Row = dict[str, Any]
 
@@ -37,6 +37,13 @@ def lines(card: Row, width: int) -> Iterator[str]:
         [each["prompt"], each["choice"], f"{each['p_a']:.3f}", f"{each['strength']:.3f}", _doubt(each)]
         for each in card["preferences"]
     ], width)  # fmt: skip
+    if card["humans"]:
+        yield ""
+        yield from aligned("people", ["person", "choice", "sure", "reasons", "comment"], [
+            [each["annotator"], each["choice"], f"{each['confidence'] or ''}", ", ".join(each["reasons"]),
+             each["comment"] or ""]
+            for each in card["humans"]
+        ], width)  # fmt: skip
     for each in card["failures"]:
         yield ""
         said = f"{each['kind']}: {each['message']}\n{each['reply'] or ''}".rstrip()
@@ -51,7 +58,7 @@ def lines(card: Row, width: int) -> Iterator[str]:
 def _labels(labels: list[Row], width: int) -> Iterator[str]:
     """A line per verdict, then the replies that are longer than a word or two."""
     yield from aligned("labels", ["judge", "read", "shown", "choice", "p_a", "p_tie", "reply"], [
-        [label["prompt"], "context" if label["context_id"] else "", ORDERS.get(label["shown_order"], "unknown"),
+        [label["prompt"], "context" if label["context_id"] else "", _shown(label),
          label["choice"], f"{label['p_a']:.3f}", f"{label['p_tie']:.3f}", _short(label["reply"])]
         for label in labels
     ], width)  # fmt: skip
@@ -67,7 +74,13 @@ def _short(reply: str) -> str:
 
 def _asked(row: Row) -> str:
     """How a judge was asked."""
-    return f"{row['prompt']} · shown {ORDERS.get(row['shown_order'], 'unknown')}"
+    return f"{row['prompt']} · shown {_shown(row)}"
+
+
+def _shown(row: Row) -> str:
+    """In which order, and for which vote where there are several."""
+    order = ORDERS.get(row["shown_order"], "unknown")
+    return f"{order} · vote {row['vote'] + 1}" if row["vote"] else order
 
 
 def _video(video: Row) -> Iterator[str]:
@@ -96,7 +109,9 @@ def _maker(response: Row) -> Iterator[str]:
 def _doubt(preference: Row) -> str:
     if preference["conflict"]:
         return "the two orders contradict each other"
-    return "judged in one order so far" if preference["orders"] == 1 else ""
+    if preference["vote_spread"]:
+        return f"votes {preference['vote_spread']:.2f} apart"
+    return "" if preference["complete"] else "judged in one order so far"
 
 
 def _answerer(answer: Row) -> Iterator[str]:

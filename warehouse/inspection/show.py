@@ -6,13 +6,14 @@ Rows are looked up by their ids and nothing is joined as a whole, so a large war
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterable, Sequence
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 import duckdb
 
-from vlm_rlaif.warehouse.care.keys import label_id
+from vlm_rlaif.warehouse.care.keys import MOST_SAMPLES, label_id
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.inspection.find import Found, find, records
 from vlm_rlaif.warehouse.inspection.printing import printable
@@ -27,6 +28,8 @@ PAIRS = {
 }
 """Which pairs hang on a row of a table."""
 SIDES = ("response_a", "response_b")
+ORDERS = {"label": ("ab", "ba"), **dict.fromkeys(("rated", "panel", "calibrate"), ("both",))}
+"""Stage -> the orders that its labels stand for."""
 
 Row = dict[str, Any]
 
@@ -74,6 +77,7 @@ def card(warehouse: Warehouse, pair_id: str) -> Row:
         asked = _asked(pair_id, contexts, specs.values())
         labels = _labels(connection, pair_id, list(asked))
         failures = _failures(connection, asked, {label["label_id"] for label in labels})
+        humans = records(connection, "SELECT * FROM human_verdicts WHERE pair_id = ? ORDER BY updated_at", [pair_id])
     read = {label["context_id"] for label in labels}
     shown = [context for context in contexts if context["context_id"] in read] or contexts
 
@@ -82,8 +86,8 @@ def card(warehouse: Warehouse, pair_id: str) -> Row:
 
     return {
         "pair": pair, "video": video, "question": question, "contexts": named(shown), "responses": named(responses),
-        "labels": named(labels), "preferences": named(preferences(labels)), "failures": named(failures),
-        "answers": named(answers),
+        "labels": named(labels), "preferences": named(preferences(labels)), "humans": humans,
+        "failures": named(failures), "answers": named(answers),
     }  # fmt: skip
 
 
@@ -112,25 +116,32 @@ def _answers(connection: duckdb.DuckDBPyConnection, question_id: str) -> list[Ro
 def _asked(pair_id: str, contexts: Sequence[Row], specs: Iterable[Row]) -> dict[str, Row]:
     """Whatever any judge could have been asked about a pair, by the id of the label."""
     read = [None, *(context["context_id"] for context in contexts)]
-    judges = [spec["spec_id"] for spec in specs if spec["stage"] == "label"]
     return {
-        label_id(judge, pair_id, context, order): {"spec_id": judge, "context_id": context, "shown_order": order}
-        for judge, context, order in itertools.product(judges, read, ("ab", "ba"))
-    }
+        label_id(spec["spec_id"], pair_id, context, order, vote):
+            {"spec_id": spec["spec_id"], "context_id": context, "shown_order": order, "vote": vote}
+        for spec in specs
+        for context, order, vote in itertools.product(read, ORDERS.get(spec["stage"], ()), range(_votes(spec)))
+    }  # fmt: skip
+
+
+def _votes(spec: Row) -> int:
+    """How many votes are looked for: a judge that gives more than one answers in words."""
+    return MOST_SAMPLES if "verdict" in json.loads(spec["sampling"]) else 1
 
 
 def _labels(connection: duckdb.DuckDBPyConnection, pair_id: str, asked: list[str]) -> list[Row]:
     """The labels of a pair.
 
-    Those that a judge was asked for are found by their ids, and imported ones and further votes in the few parts of
-    the table that hold any. Only where there are none of these are all labels looked through.
+    Those that a judge was asked for, or that were made of others, are found by their ids, and imported ones and
+    further votes in the few parts of the table that hold any. Only where there are none of these are all labels
+    looked through.
     """
     order = "ORDER BY spec_id, shown_order, vote"
     found = records(
         connection,
         "SELECT * FROM labels WHERE label_id IN (SELECT unnest($asked::VARCHAR[]))"
-        " UNION ALL SELECT * FROM labels WHERE pair_id = $pair AND shown_order = 'unknown'"
-        f" UNION ALL SELECT * FROM labels WHERE pair_id = $pair AND shown_order <> 'unknown' AND vote > 0 {order}",
+        " UNION SELECT * FROM labels WHERE pair_id = $pair AND shown_order = 'unknown'"
+        f" UNION SELECT * FROM labels WHERE pair_id = $pair AND shown_order <> 'unknown' AND vote > 0 {order}",
         {"asked": asked, "pair": pair_id},
     )
     return found or records(connection, f"SELECT * FROM labels WHERE pair_id = ? {order}", [pair_id])
@@ -156,10 +167,13 @@ def preferences(labels: Sequence[Row]) -> list[Row]:
         orders = [list(votes) for _, votes in itertools.groupby(verdicts, key=lambda label: label["shown_order"])]
         named = {_majority([vote["choice"] for vote in votes]) for votes in orders}
         p_a = fmean(fmean(vote["p_a"] + vote["p_tie"] / 2 for vote in votes) for votes in orders)
+        spreads = [pstdev(vote["p_a"] + vote["p_tie"] / 2 for vote in votes) for votes in orders if len(votes) > 1]
+        whole = len(orders) == 2 or orders[0][0]["shown_order"] in ("both", "unknown")
         conflict = {"a", "b"} <= named
         winner = "a" if "a" in named and p_a > 0.5 else "b" if "b" in named and p_a < 0.5 else "tie"
         found.append({"spec_id": judge, "choice": "tie" if conflict else winner, "p_a": p_a,
-                      "strength": abs(2 * p_a - 1), "orders": len(orders), "conflict": conflict})  # fmt: skip
+                      "strength": abs(2 * p_a - 1), "orders": len(orders), "complete": whole, "conflict": conflict,
+                      "vote_spread": fmean(spreads) if spreads else None})  # fmt: skip
     return found
 
 

@@ -25,9 +25,25 @@ KEY_PARTS = {
     "contexts": ("spec_id", "caption_ids", "transcript_ids", "base_context_id"),
     "questions": ("spec_id", "video_id"),
     "responses": ("spec_id", "question_id", "sample_index"),
-    "ratings": ("spec_id", "question_id", "response_id"),
+    "ratings": ("spec_id", "question_id", "response_id", "item"),
     "pairs": ("response_a", "response_b"),
     "labels": ("spec_id", "pair_id", "context_id", "shown_order", "vote"),
+    "anchors": ("name", "pair_id"),
+    "probes": (
+        "spec_id",
+        "kind",
+        "anchor",
+        "engine",
+        "question_id",
+        "response_a",
+        "response_b",
+        "context_id",
+        "shown_order",
+    ),
+    "audit_plans": ("name",),
+    "audit_tasks": ("plan_id", "pair_id"),
+    "audit_projects": ("plan_id", "url", "project"),
+    "audits": ("plan_id", "annotation", "updated_at"),
     "answers": ("benchmark", "spec_id", "question_id", "sample_index"),
     "scores": ("answer_id", "metric", "judge"),
     "checkpoints": ("kind", "parent", "data_hash"),
@@ -46,8 +62,8 @@ REFERENCES = {
 COMMANDS = {
     "caption": "datagen caption", "refine": "datagen refine", "summarise": "datagen summarise",
     "ask": "datagen ask", "answerable": "datagen answerable", "respond": "datagen respond", "rate": "feedback rate",
-    "label": "feedback label",
-    "answer": "eval answer", "win": "run",
+    **dict.fromkeys(("label", "check", "split", "verify", "rank", "rated", "panel"), "feedback label"),
+    "probe": "feedback probe", "anchor": "feedback anchor judge", "answer": "eval answer", "win": "run",
 }  # fmt: skip
 """Stage -> the command that runs it."""
 SAID = 60
@@ -90,6 +106,10 @@ def _key(found: Found, imported: bool) -> Row:
         names = ("question_id", "text")
     if found.table == "questions" and found.row["spec_id"] is None:
         names = ("video_id", "text")
+    if found.table == "ratings" and found.row["item"] in ("quality", "answerable"):  # all that is asked for
+        names = names[:-1]
+    if found.table == "probes" and found.row["kind"] not in ("repeat", "anchor"):  # asked once, whatever the engine
+        names = tuple(name for name in names if name != "engine")
     key = {name: found.row[name] for name in names if found.row[name] not in (None, [])}
     settings = flat(json.loads(found.row["config"])) if found.table in ("checkpoints", "runs") else {}
     return key | {name: value for name, value in settings.items() if name != "checkpoint_id"}

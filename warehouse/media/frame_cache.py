@@ -80,7 +80,7 @@ class FrameCache:
             begun = time.monotonic()
             taken = video.sample(path, count, start_s=start_s, end_s=end_s, size=size)
             took_s = time.monotonic() - begun
-            if _look(path) != seen:
+            if look(path) != seen:
                 raise VideoError(f"{path}: it changed while it was read.")
             if not taken.damaged and taken.frames.nbytes < took_s * DISK_BYTES_PER_S:
                 self._keep(entry, key, taken)
@@ -92,7 +92,7 @@ class FrameCache:
 
         if not re.fullmatch("[0-9a-f]{20}", video_id):
             raise VideoError(f"{path}: {video_id!r} is not the hash of a video.")
-        looks = _look(path)
+        looks = look(path)
         note = self.folder / f"{video_id}-{row_id(os.path.abspath(path))}.seen"
         if _text(note) == looks:
             return looks
@@ -106,7 +106,7 @@ class FrameCache:
                 f"{path}: it is not the video {video_id} any more, its bytes are those of {found}."
                 " Run vlm-rlaif add again."
             )
-        if _look(path) == looks and begun - _changed_at(path) > SETTLED_S:
+        if look(path) == looks and begun - _changed_at(path) > SETTLED_S:
             self._write(note, looks.encode())
         return looks
 
@@ -177,6 +177,11 @@ def folder_of(warehouse: Path) -> Path:
     return warehouse.with_name(warehouse.name + ".frames")
 
 
+def proxies_of(warehouse: Path) -> Path:
+    """Where the copies of a warehouse's videos lie that are made for browsers."""
+    return warehouse.with_name(warehouse.name + ".proxies")
+
+
 def _read(entry: Path, key: str) -> Sample | None:
     """An entry as it was written, None where there is none or it is damaged. Read, it counts as used."""
     try:
@@ -217,7 +222,7 @@ def _statuses(path: Path) -> list[tuple[str, os.stat_result]]:
         raise VideoError(f"{path}: {error.strerror}") from None
 
 
-def _look(path: Path) -> str:
+def look(path: Path) -> str:
     """What changes with every write to a file, without reading it."""
     return row_id(
         *([name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns] for name, s in _statuses(path))

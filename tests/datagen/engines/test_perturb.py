@@ -16,10 +16,10 @@ from vlm_rlaif.datagen.engines.perturb import order
 from vlm_rlaif.warehouse.config import Frames, key_parts
 from vlm_rlaif.warehouse.media.frame_cache import FrameCache
 from vlm_rlaif.warehouse.media.video import content_id
-from vlm_rlaif.warehouse.settings import PERTURBED_FRAMES
+from vlm_rlaif.warehouse.settings import REORDERED_FRAMES
 
 
-@given(st.integers(2, 60), st.sampled_from(PERTURBED_FRAMES), st.text(max_size=8))
+@given(st.integers(2, 60), st.sampled_from(REORDERED_FRAMES), st.text(max_size=8))
 def test_no_perturbation_leaves_the_frames_as_they_were(count: int, kind: str, key: str) -> None:
     shown = order(count, kind, key)
     assert shown != list(range(count))
@@ -48,13 +48,20 @@ def seen(clip: Clip, like: Clip) -> list[int]:
     return [next(i for i, frame in enumerate(like.frames) if np.array_equal(frame, f)) for f in clip.frames]
 
 
-@pytest.mark.parametrize("kind", PERTURBED_FRAMES)
+@pytest.mark.parametrize("kind", REORDERED_FRAMES)
 def test_an_engine_is_given_the_frames_in_their_new_order(shapes_folder: Path, kind: str) -> None:
     plain, spoilt = read_clip(part(shapes_folder)), read_clip(part(shapes_folder, perturb=kind))
     expected = order(6, kind, "0.mp4 None 0")
     assert seen(spoilt, plain) == expected
     assert set(spoilt.times_s) == {plain.times_s[frame] for frame in expected}
     assert all(one < other for one, other in itertools.pairwise(spoilt.times_s))
+
+
+def test_a_blank_video_is_grey_and_tells_the_same_times(shapes_folder: Path) -> None:
+    plain, blank = read_clip(part(shapes_folder)), read_clip(part(shapes_folder, perturb="blank"))
+    assert blank.times_s == plain.times_s and blank.frames.shape == plain.frames.shape
+    assert np.unique(blank.frames).tolist() == [127]
+    assert Frames(count=1, perturb="blank").count == 1
 
 
 def test_repeated_frames_stay_together(shapes_folder: Path) -> None:

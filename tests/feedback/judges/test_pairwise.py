@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from math import log, nan
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vlm_rlaif.datagen.engine import Completion, Request, ScriptedEngine
 from vlm_rlaif.datagen.job import run_stage
-from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec, part, respond_stage
-from vlm_rlaif.datagen.stages.clip import clip
+from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec, respond_stage
 from vlm_rlaif.datagen.stages.context import context
-from vlm_rlaif.datagen.stages.pair import pair
 from vlm_rlaif.feedback.judges.pairwise import label_stage
 from vlm_rlaif.feedback.verdict import CHOICES
 from vlm_rlaif.warehouse.config import Recipe
@@ -26,25 +22,6 @@ from vlm_rlaif.warehouse.runs import Outcome
 from vlm_rlaif.warehouse.store import Warehouse
 
 Judge = Callable[[Request], Any]
-
-
-@pytest.fixture(scope="module")
-def paired_file(asked_file: Path, recipe: Recipe) -> Path:
-    """The file of a warehouse with a pair for each of six questions and a context for each of three videos."""
-    asked = Warehouse(Path(shutil.copy(asked_file, asked_file.with_name("paired.duckdb"))))
-    clip(asked, part(recipe, "clip"))
-    captions = caption_stage(recipe)
-    run_stage(asked, captions, lambda: ScriptedEngine(lambda request: "the narrative {question} ."))
-    context(asked, context_spec(recipe), captions.spec.spec_id, clip_method(recipe))
-    respond = respond_stage(recipe)
-    run_stage(asked, respond, lambda: ScriptedEngine(lambda request: f"answer {{context}} {request.seed}"))
-    pair(asked, respond.spec.spec_id)
-    return asked.path
-
-
-@pytest.fixture
-def paired(paired_file: Path, tmp_path: Path) -> Warehouse:
-    return Warehouse(Path(shutil.copy(paired_file, tmp_path / "w.duckdb")))
 
 
 def judged(warehouse: Warehouse, recipe: Recipe, judge: Judge, arm: str = "none", **options: Any) -> Outcome:
