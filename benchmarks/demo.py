@@ -67,8 +67,8 @@ def publish(results: dict[str, Any]) -> None:
     said = (
         f"Measured on {os.cpu_count()} CPU cores by `benchmarks/demo.py`, installation apart: the demo takes"
         f" {minutes:.1f} minutes and at most {peak_gb:.1f} GB of memory. Running it again writes {rerun} rows, all"
-        " tables together. With one word of the judge's prompt changed, its labels are made again, and what is"
-        f" trained on them, and nothing else ({changed})."
+        " tables together. With one word of the judge's prompt changed, its labels and probes are made again, and"
+        f" what is trained on them, and nothing else ({changed})."
     )
     readme = ROOT / "README.md"
     marks = r"(<!-- demo:begin -->\n).*(\n<!-- demo:end -->)"

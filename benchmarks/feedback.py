@@ -21,6 +21,10 @@ sys.path.insert(0, str(Path(__file__).parent))
 from suite import Suite
 
 TARGETS = {
+    "together_points": (
+        "the panel, or the votes, that lose most against their best single member",
+        "interval reaches 0",
+    ),
     "bias_coverage": (
         "planted biases that their estimator's interval holds, of 100; the worst estimator",
         ">= 93",

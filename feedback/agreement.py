@@ -6,42 +6,48 @@ Everything is read from rows; nothing is written. `docs/agreement.md` says what 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import polars as pl
 
-from vlm_rlaif.feedback.known import find_judge, known, plan_named
+from vlm_rlaif.feedback.known import find_judge, known, plan_named, unjudged
 from vlm_rlaif.feedback.stats import agreement as stats
 from vlm_rlaif.feedback.stats.calibration import Kept, accuracy_coverage
 from vlm_rlaif.feedback.stats.correction import Corrected, corrected_rate
-from vlm_rlaif.feedback.stats.estimates import Estimate
-from vlm_rlaif.feedback.stats.jackknife import Floats
+from vlm_rlaif.feedback.stats.estimates import Estimate, plain
+from vlm_rlaif.feedback.stats.intervals import Floats
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.store import Warehouse
 
 FEWEST_COMMON = 10
 """Pairs that two people must both have judged for a line of their own."""
 _VERDICTS = """
-    SELECT h.pair_id, h.annotator, h.choice, q.video_id
+    SELECT h.pair_id, h.annotator, h.choice, v.video_group AS cluster
     FROM human_verdicts h JOIN pairs p USING (pair_id) JOIN questions q ON q.question_id = p.question_id
+    JOIN videos v USING (video_id)
     WHERE $plan IS NULL OR h.plan_id = $plan
     QUALIFY row_number() OVER (PARTITION BY h.pair_id, h.annotator ORDER BY h.updated_at DESC, h.audit_id) = 1
     ORDER BY h.pair_id, h.annotator
 """
-_JUDGED = """
-    SELECT p.pair_id, p.video_id, p.choice AS judge_choice, p.p_a AS judge_p, p.judge_prompt,
-           a.tokens AS tokens_a, b.tokens AS tokens_b, a.spec_id AS policy_a, b.spec_id AS policy_b
+LENGTH = "coalesce(nullif({side}.tokens, 0), len(string_split(trim({side}.text), ' ')))"
+"""SQL of the length of a response, whatever the table is called."""
+_JUDGED = f"""
+    SELECT p.pair_id, v.video_group AS cluster, p.choice AS judge_choice, p.p_a AS judge_p, p.judge_prompt,
+           CASE s.stage WHEN 'calibrate' THEN s.upstream->>'$.label' ELSE '' END AS fitted_to,
+           {LENGTH.format(side="a")} AS length_a, {LENGTH.format(side="b")} AS length_b,
+           a.spec_id AS policy_a, b.spec_id AS policy_b
     FROM preferences p
     JOIN responses a ON a.response_id = p.response_a JOIN responses b ON b.response_id = p.response_b
+    JOIN videos v ON v.video_id = p.video_id JOIN specs s ON s.spec_id = p.judge
     WHERE p.judge = ? AND p.complete ORDER BY p.pair_id
 """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Couple:
+class AnnotatorPair:
     """Two people who judged some pairs both."""
 
     annotators: tuple[str, str]
@@ -64,7 +70,7 @@ class People:
     """Of two people about one pair."""
     alpha: Estimate
     alpha_ordinal: Estimate
-    couples: list[Couple]
+    annotator_pairs: list[AnnotatorPair]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,8 @@ class Judged:
     preferences: int
     known: int
     """Pairs of them of which something is known."""
+    fitted_to: str
+    """The judge that this one is the calibration of, so that its p was fitted on such pairs; empty for any other."""
     agreement: Estimate
     kappa: Estimate
     alpha: Estimate
@@ -110,27 +118,33 @@ class Agreement:
     plan: str | None
     pairs: int
     videos: int
+    """Cuts of one source are one."""
     weighted: bool
     """Whether pairs stand for different numbers of others."""
+    strata_unjudged: int
+    """Strata of audits of which nobody has judged a pair yet: nothing is known of them."""
+    share_unjudged: float
+    """Of the pairs that the audits stand for."""
     people: People | None
     judges: list[Judged]
 
     def as_json(self) -> dict[str, Any]:
-        found = _plain(self)
+        found = plain(self)
         assert isinstance(found, dict)
         return found
 
 
 def measure(
-    warehouse: Warehouse, *, judge: str | None = None, against: str | None = None, plan: str | None = None
+    warehouse: Warehouse, *, judges: Sequence[str] = (), against: str | None = None, plan: str | None = None
 ) -> Agreement:
-    """Hold one judge, or all of them, against people or the truth. Raises `UserError` where nothing is known."""
+    """Hold these judges, or all of them, against people or the truth. Raises `UserError` where nothing is known."""
     frame = known(warehouse, against, plan)
     people = _people(warehouse, frame, plan) if against != "truth" else None
-    chosen = [find_judge(warehouse, judge)] if judge is not None else _judges(warehouse)
+    chosen = [find_judge(warehouse, judge) for judge in judges] or _judges(warehouse)
+    strata, share = unjudged(warehouse, plan) if people else (0, 0.0)
     return Agreement(
-        against="humans" if people else "truth", plan=plan, pairs=len(frame), videos=frame["video_id"].n_unique(),
-        weighted=frame["weight"].n_unique() > 1, people=people,
+        against="humans" if people else "truth", plan=plan, pairs=len(frame), videos=frame["cluster"].n_unique(),
+        weighted=frame["weight"].n_unique() > 1, strata_unjudged=strata, share_unjudged=share, people=people,
         judges=[one for each in chosen if (one := _judged(warehouse, each, frame)) is not None],
     )  # fmt: skip
 
@@ -146,26 +160,26 @@ def _people(warehouse: Warehouse, frame: pl.DataFrame, plan: str | None) -> Peop
         return None
     codes = stats.codes(verdicts["choice"].to_list())
     units, counts = stats.verdict_counts(verdicts["pair_id"].to_list(), codes)
-    video, weight = (dict(zip(frame["pair_id"], frame[column], strict=True)) for column in ("video_id", "weight"))
+    video, weight = (dict(zip(frame["pair_id"], frame[column], strict=True)) for column in ("cluster", "weight"))
     videos, weights = [video[unit] for unit in units], np.array([weight[unit] for unit in units])
     alphas = (stats.krippendorff_alpha(counts, videos, level) for level in stats.LEVELS)
     return People(
         annotators=verdicts["annotator"].n_unique(), verdicts=len(verdicts), pairs=len(units),
         both_bad=int((verdicts["choice"] == "both_bad").sum()), overlap=int((counts.sum(axis=1) > 1).sum()),
         agreement=stats.pairwise_agreement(counts, weights, videos), alpha=next(alphas), alpha_ordinal=next(alphas),
-        couples=list(_couples(verdicts, weight)),
+        annotator_pairs=list(_annotator_pairs(verdicts, weight)),
     )  # fmt: skip
 
 
-def _couples(verdicts: pl.DataFrame, weight: dict[str, float]) -> Iterator[Couple]:
+def _annotator_pairs(verdicts: pl.DataFrame, weight: dict[str, float]) -> Iterator[AnnotatorPair]:
     for one, other in itertools.combinations(sorted(verdicts["annotator"].unique()), 2):
         both = verdicts.filter(pl.col("annotator") == one).join(
             verdicts.filter(pl.col("annotator") == other), on="pair_id", maintain_order="left"
         )
         if len(both) >= FEWEST_COMMON:
             first, second = (stats.codes(both[column].to_list()) for column in ("choice", "choice_right"))
-            weights, videos = np.array([weight[pair] for pair in both["pair_id"]]), both["video_id"].to_list()
-            yield Couple(
+            weights, videos = np.array([weight[pair] for pair in both["pair_id"]]), both["cluster"].to_list()
+            yield AnnotatorPair(
                 annotators=(one, other), agreement=stats.raw_agreement(first, second, weights, videos),
                 kappa=stats.cohen_kappa(first, second, weights, videos),
             )  # fmt: skip
@@ -180,11 +194,12 @@ def _judged(warehouse: Warehouse, judge: str, frame: pl.DataFrame) -> Judged | N
     if not len(there):
         return None
     said, right = (stats.codes(there[column].to_list()) for column in ("judge_choice", "choice"))
-    weights, videos = there["weight"].to_numpy(), there["video_id"].to_list()
+    weights, videos = there["weight"].to_numpy(), there["cluster"].to_list()
     _, both = stats.verdict_counts([*there["pair_id"]] * 2, np.concatenate([said, right]))
     weighed = stats.confusion(said, right, weights)
     return Judged(
         judge=judge, prompt=rows["judge_prompt"][0], preferences=len(rows), known=len(there),
+        fitted_to=rows["fitted_to"][0],
         agreement=stats.raw_agreement(said, right, weights, videos),
         kappa=stats.cohen_kappa(said, right, weights, videos),
         alpha=stats.krippendorff_alpha(both, videos), accuracy=stats.accuracy(said, right, weights, videos),
@@ -198,7 +213,7 @@ def _judged(warehouse: Warehouse, judge: str, frame: pl.DataFrame) -> Judged | N
 
 def _rates(warehouse: Warehouse, rows: pl.DataFrame) -> Iterator[Rate]:
     """How often the longer response is better, and the response of one policy than that of another."""
-    longer = rows["tokens_a"].to_numpy() - rows["tokens_b"].to_numpy()
+    longer = rows["length_a"].to_numpy() - rows["length_b"].to_numpy()
     for word, sign in (("longer", 1), ("shorter", -1)):
         yield _rate(f"the {word} response is better", rows, sign * longer)
     a, b = rows["policy_a"].to_numpy(), rows["policy_b"].to_numpy()
@@ -219,18 +234,7 @@ def _rate(what: str, rows: pl.DataFrame, side: Floats) -> Rate:
     seen = np.where(is_known, (some["choice"].to_numpy() == of[counted]).astype(float), np.nan)
     corrected, refused = None, ""
     try:
-        corrected = corrected_rate(said, seen, some["weight"].fill_null(0.0).to_numpy(), some["video_id"].to_list())
+        corrected = corrected_rate(said, seen, some["weight"].fill_null(0.0).to_numpy(), some["cluster"].to_list())
     except UserError as error:
         refused = str(error)
     return Rate(what=what, pairs=len(some), known=int(is_known.sum()), corrected=corrected, refused=refused)
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as JSON; an estimate says what a report stores of it."""
-    if isinstance(value, Estimate):
-        return value.as_json()
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value

@@ -19,6 +19,9 @@ def lines(found: Agreement, accuracy: float, width: int) -> Iterator[str]:
     """Everything, for a page of `width` columns; `accuracy` is what kept labels should have."""
     weighted = ", weighted by the strata of the audit" if found.weighted else ""
     yield f"{found.pairs:,} pairs of {found.videos:,} videos are known, by {AGAINST[found.against]}{weighted}"
+    if found.strata_unjudged:
+        share = f"{100 * found.share_unjudged:.1f} % of the pairs"
+        yield f"{found.strata_unjudged} strata ({share}) not judged yet: nothing here is about them"
     if found.people is not None:
         yield from _people(found.people, width)
     if not found.judges:
@@ -46,8 +49,8 @@ def _people(people: People, width: int) -> Iterator[str]:
         ],
         width,
     )
-    if people.couples:
-        rows = [[*one.annotators, str(one.agreement), str(one.kappa)] for one in people.couples]
+    if people.annotator_pairs:
+        rows = [[*one.annotators, str(one.agreement), str(one.kappa)] for one in people.annotator_pairs]
         yield from aligned("who", ["", "", "agreement", "kappa"], rows, width)
 
 
@@ -55,6 +58,8 @@ def _judge(judge: Judged, who: str, accuracy: float, width: int) -> Iterator[str
     yield ""
     name = printable(PurePath(judge.prompt).name.removesuffix(".md"))
     yield f"judge {name} ({judge.judge}): {judge.known:,} of its {judge.preferences:,} preferences are known"
+    if judge.fitted_to:
+        yield f"{'':{MARGIN}}calibrated: its p was fitted to verdicts on such pairs, so p fits these too well"
     yield from aligned(
         f"with {who.split()[-1]}",
         [],

@@ -36,7 +36,7 @@ WHY = {
 PAYS = 1_000
 """Pairs from which on `isotonic` is the better choice (Niculescu-Mizil & Caruana 2005, figure 8)."""
 _PREFERENCES = """
-    SELECT pair_id, context_id, video_id, choice AS judge_choice, p_a AS judge_p FROM preferences
+    SELECT pair_id, context_id, choice AS judge_choice, p_a AS judge_p FROM preferences
     WHERE judge = ? AND complete ORDER BY pair_id
 """
 
@@ -52,9 +52,10 @@ class Calibrated:
     pairs: int
     """That it was fitted on."""
     videos: int
+    """Sources: cuts of one source are one."""
     before: Calibration
     after: Calibration
-    """Of held-out videos: each pair calibrated by a fit that saw no pair of its video."""
+    """Of held-out videos: each pair calibrated by a fit that saw no pair of its source."""
     calibrator: Calibrator
     spec: Spec
 
@@ -94,7 +95,7 @@ def fit_judge(
         raise UserError(f"{spec['prompt']} is calibrated already. Calibrate the judge that it was made of.")
     against = against or default_against(warehouse)
     rows = warehouse.query(_PREFERENCES, [spec_id]).join(
-        known(warehouse, against).drop("video_id"),
+        known(warehouse, against),
         on="pair_id",
         how="inner",
         maintain_order="left",
@@ -102,12 +103,12 @@ def fit_judge(
     method = method or ("isotonic" if len(rows) >= PAYS else "temperature")
     _check(warehouse, spec["prompt"], rows, method, against)
     p, right, weights = (rows[column].to_numpy() for column in ("judge_p", "p_a", "weight"))
-    videos = rows["video_id"].to_list()
+    clusters = rows["cluster"].to_list()
     calibrator = fit(method, p, right, weights)
     return Calibrated(
-        judge=spec_id, method=method, against=against, pairs=len(rows), videos=rows["video_id"].n_unique(),
-        before=calibration(p, right, weights, videos),
-        after=calibration(held_out(method, p, right, weights, videos), right, weights, videos),
+        judge=spec_id, method=method, against=against, pairs=len(rows), videos=rows["cluster"].n_unique(),
+        before=calibration(p, right, weights, clusters),
+        after=calibration(held_out(method, p, right, weights, clusters), right, weights, clusters),
         calibrator=calibrator, spec=_spec(spec_id, spec["prompt"], method, calibrator, rows),
     )  # fmt: skip
 
@@ -119,7 +120,7 @@ def _check(warehouse: Warehouse, prompt: str, rows: pl.DataFrame, method: str, a
             f" {FEWEST[method]}: {WHY[method]}.",
             f"vlm-rlaif feedback audit plan {warehouse.path} NAME",
         )
-    if (videos := rows["video_id"].n_unique()) < FOLDS:
+    if (videos := rows["cluster"].n_unique()) < FOLDS:
         raise UserError(
             f"These {len(rows):,} pairs are of {videos} videos. What a calibration is worth is measured on videos"
             f" that it was not fitted on, in {FOLDS} parts: that needs {FOLDS} videos."

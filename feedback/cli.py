@@ -89,7 +89,7 @@ def agreement(
     from vlm_rlaif.warehouse.inspection.cli import page_width
     from vlm_rlaif.warehouse.store import Warehouse
 
-    found = measure(Warehouse.open(warehouse), judge=judge, against=against, plan=plan)
+    found = measure(Warehouse.open(warehouse), judges=[judge] if judge else [], against=against, plan=plan)
     click.echo(json.dumps(found.as_json(), indent=1) if as_json else "\n".join(lines(found, accuracy, page_width())))
 
 

@@ -76,7 +76,8 @@ def _audit(warehouse: Warehouse) -> list[Record]:
 def _said(pair: str, person: str, right: str, rng: random.Random) -> Audit:
     choice = right if rng.random() < RIGHT else rng.choice(["a", "b", "both_bad"])
     return Audit(
-        audit_id=f"first/{pair}/{person}", plan_id="first", pair_id=pair, annotator=person, annotation=pair,
+        audit_id=f"first/{pair}/{person}", plan_id="first", pair_id=pair, annotator=person,
+        annotation=f"{pair}/{person}",
         choice=choice, shown_order="ab", updated_at=datetime(2026, 11, 25, 10), reply="{}", run_id=pages.RUN,
     )  # fmt: skip
 

@@ -62,7 +62,7 @@ class AuditPlan:
     judge: str
     """The judge whose labels are audited (a spec); the strata are made by them."""
     config: str
-    """JSON: size, wanted width of the interval, strata, overlap, seed."""
+    """JSON: size, wanted width of the interval, strata, overlap, seed; a hash of the pairs that were drawn."""
     run_id: str
 
 
@@ -113,9 +113,9 @@ class Audit:
     pair_id: str
     annotator: str
     annotation: str
-    """Its id on the server; edits share it."""
+    """The beginning of `audit_project_id`, and its number on that server: `1a2b3c4d/22`. Edits share it."""
     choice: str
-    """`a`, `b`, `tie` or `both_bad`."""
+    """`a`, `b`, `tie` or `both_bad`; `withdrawn`: the person took it back, or it was deleted on the server."""
     reasons: list[str] = field(default_factory=list)
     confidence: int | None = None
     """1 to 5 stars."""

@@ -252,15 +252,15 @@ SELECT t.pair_id, t.judge, t.judge_prompt, s.p_a_shown_first, s.p_a_shown_second
 FROM torn t JOIN said s USING (pair_id, judge) JOIN questions q USING (question_id)
 JOIN responses a ON a.response_id = t.response_a JOIN responses b ON b.response_id = t.response_b;
 
--- How often does a judge contradict itself, and how often does it name the response that it was shown first? (0.5 is
--- fair.)
+-- How often does a judge contradict itself, of the pairs that it was shown in two orders, and how often does it name the
+-- response that it was shown first? (0.5 is fair.)
 CREATE OR REPLACE VIEW judge_bias AS
 WITH torn AS (
-    SELECT judge, avg(conflict::INT) AS rate FROM preferences GROUP BY judge
+    SELECT judge, avg(conflict::INT) AS rate FROM preferences WHERE orders = 2 GROUP BY judge
 )
 SELECT l.spec_id AS judge, s.prompt AS judge_prompt, count(*) AS verdicts,
        avg((l.choice = 'tie')::INT) AS tie_rate,
-       avg(CASE WHEN l.choice <> 'tie' AND l.shown_order <> 'unknown'
+       avg(CASE WHEN l.choice <> 'tie' AND l.shown_order IN ('ab', 'ba')
                 THEN ((l.choice = 'a') = (l.shown_order = 'ab'))::INT END) AS first_position_rate,
        any_value(t.rate) AS conflict_rate
 FROM labels l JOIN specs s USING (spec_id) LEFT JOIN torn t ON t.judge = l.spec_id
@@ -270,7 +270,7 @@ GROUP BY l.spec_id, s.prompt;
 -- their habits, 1 = always.
 CREATE OR REPLACE VIEW label_agreement AS
 WITH verdicts AS MATERIALIZED (
-    SELECT pair_id, judge, judge_prompt, choice FROM preferences
+    SELECT pair_id, judge, judge_prompt, choice FROM preferences WHERE complete
 ), counted AS (
     SELECT a.judge AS judge_1, b.judge AS judge_2, a.judge_prompt AS prompt_1, b.judge_prompt AS prompt_2,
            count(*) AS pairs, avg((a.choice = b.choice)::INT) AS agreement,

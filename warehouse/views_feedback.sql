@@ -21,21 +21,27 @@ JOIN asked a ON a.judge = j.judge
 JOIN specs s ON s.spec_id = a.spec_id AND s.stage NOT IN ('rated', 'panel', 'calibrate')
 GROUP BY j.judge, j.policy;
 
--- What does every person say now? The newest version of every annotation, one row per plan, pair and person.
+-- What does every person say now? The newest version of every annotation, whatever the person was called then, unless
+-- it was withdrawn; of these the newest per plan, pair and person.
 CREATE OR REPLACE VIEW human_verdicts AS
+WITH newest AS (
+    FROM audits QUALIFY row_number() OVER (PARTITION BY plan_id, annotation ORDER BY updated_at DESC, audit_id) = 1
+)
 SELECT a.* EXCLUDE (reply), t.stratum, t.weight
-FROM audits a LEFT JOIN audit_tasks t ON t.plan_id = a.plan_id AND t.pair_id = a.pair_id
+FROM newest a LEFT JOIN audit_tasks t ON t.plan_id = a.plan_id AND t.pair_id = a.pair_id
+WHERE a.choice <> 'withdrawn'
 QUALIFY row_number() OVER (
     PARTITION BY a.plan_id, a.pair_id, a.annotator ORDER BY a.updated_at DESC, a.annotation DESC, a.audit_id) = 1;
 
--- What do people say of a pair? All of them together, whatever the plan: most votes win, `both_bad` counts as a tie,
+-- What do people say of a pair? All of them together, whatever the plan, each with what they said last: most votes win, `both_bad` counts as a tie,
 -- and so do as many for one as for the other. `p_a` is the mean, a tie counting half.
 CREATE OR REPLACE VIEW human_preferences AS
 WITH counted AS (
     SELECT pair_id, count(*) AS verdicts, count(DISTINCT annotator) AS annotators,
            count_if(choice = 'a') AS for_a, count_if(choice = 'b') AS for_b,
            count_if(choice IN ('tie', 'both_bad')) AS ties, count_if(choice = 'both_bad') AS both_bad
-    FROM human_verdicts GROUP BY pair_id
+    FROM (FROM human_verdicts QUALIFY row_number() OVER (
+        PARTITION BY pair_id, annotator ORDER BY updated_at DESC, audit_id) = 1) GROUP BY pair_id
 )
 SELECT pair_id,
        CASE WHEN for_a > greatest(for_b, ties) THEN 'a' WHEN for_b > greatest(for_a, ties) THEN 'b' ELSE 'tie' END
@@ -49,7 +55,8 @@ FROM counted;
 CREATE OR REPLACE VIEW gold AS
 SELECT p.* REPLACE (
            coalesce(h.choice, p.choice) AS choice, coalesce(h.p_a, p.p_a) AS p_a,
-           abs(2 * coalesce(h.p_a, p.p_a) - 1) AS strength, p.conflict AND h.pair_id IS NULL AS conflict,
+           abs(2 * coalesce(h.p_a, p.p_a) - 1) AS strength, p.complete OR h.pair_id IS NOT NULL AS complete,
+           p.conflict AND h.pair_id IS NULL AS conflict,
            CASE coalesce(h.choice, p.choice) WHEN 'a' THEN p.response_a WHEN 'b' THEN p.response_b END AS chosen,
            CASE coalesce(h.choice, p.choice) WHEN 'a' THEN p.response_b WHEN 'b' THEN p.response_a END AS rejected),
        CASE WHEN h.pair_id IS NULL THEN 'judge' ELSE 'human' END AS source, p.choice AS judge_choice,

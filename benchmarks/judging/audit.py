@@ -145,7 +145,7 @@ def measure(small: bool) -> dict[str, dict[str, object]]:
             def send() -> tuple[int, float]:
                 begun = time.monotonic()
                 plan = find_plan(warehouse, "round-trip")
-                done = push(warehouse, plan, server, lambda project: lambda pair: f"{url}/video/{pair.video_id}")
+                done = push(warehouse, plan, server, lambda *_: lambda pair: f"{url}/video/{pair.video_id}")
                 return done.created, time.monotonic() - begun
 
             def bring() -> tuple[int, float]:

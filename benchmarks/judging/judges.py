@@ -8,7 +8,8 @@ compare and to check whole answers; claims are put to it in the place of an answ
 taught. Scores, critiques and rankings it cannot give at all, and they are left out. Accuracy counts pairs whose
 responses differ in truth, a tie label half; intervals are clustered by video. Cost is in tokens that the judge reads
 and writes, for a pair. Panels are held against their best member, votes against a single vote (`panel_*`,
-`votes_*`): neither should be worse by more than the interval of the difference.
+`votes_*`): neither should be worse by more than the interval of the difference; `together_points` is the
+one that comes nearest to it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import math
 import sys
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -68,8 +70,8 @@ def first_vote(warehouse: Warehouse, judge: Judging) -> Right:
     for vote in warehouse.rows(votes, [judge.spec.spec_id]):
         verdict = Verdict(vote["p_a"], 1 - vote["p_a"] - vote["p_tie"], vote["p_tie"])
         said.setdefault(vote["pair_id"], []).append(verdict)
-    single = [{**row, "choice": combine(said[row["pair_id"]]).choice} for row in rows]
-    return _right(single)
+    whole = [row for row in rows if len(said.get(row["pair_id"], ())) == 2]  # the others failed in one order or both
+    return _right([{**row, "choice": combine(said[row["pair_id"]]).choice} for row in whole])
 
 
 def accuracy(of: Right) -> Estimate:
@@ -78,8 +80,8 @@ def accuracy(of: Right) -> Estimate:
 
 def difference(one: Right, other: Right) -> Estimate:
     both = sorted(one.keys() & other.keys())
-    sides = ([side[pair][0] for pair in both] for side in (one, other))
-    return paired_difference(*sides, [one[pair][1] for pair in both])
+    first, second = ([side[pair][0] for pair in both] for side in (one, other))
+    return paired_difference(first, second, [one[pair][1] for pair in both])
 
 
 def cost(warehouse: Warehouse, judge: Judging) -> tuple[float, float]:
@@ -87,17 +89,17 @@ def cost(warehouse: Warehouse, judge: Judging) -> tuple[float, float]:
     specs = [stage.spec.spec_id for stage in judge.stages]
     (row,) = warehouse.rows(
         "SELECT coalesce(sum(tokens_in + tokens_out), 0) AS tokens, coalesce(sum(rows_written), 0) AS rows FROM runs"
-        " WHERE config->>'$.spec_id' IN (SELECT unnest($specs))",
+        " WHERE stage NOT IN ('probe', 'anchor') AND config->>'$.spec_id' IN (SELECT unnest($specs))",
         {"specs": specs},
     )
     pairs = warehouse.value("SELECT count(DISTINCT pair_id) FROM labels WHERE spec_id = ?", [judge.spec.spec_id])
     return float(row["tokens"]) / pairs, float(row["rows"]) / pairs
 
 
-def figures(warehouse: Warehouse, recipe: Recipe) -> dict[str, dict[str, object]]:
+def figures(warehouse: Warehouse, recipe: Recipe) -> dict[str, dict[str, Any]]:
     judges = judges_of(recipe)
     of = {name: right(warehouse, judge) for name, judge in judges.items()}
-    found: dict[str, dict[str, object]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name, judge in judges.items():
         found[f"accuracy_{name}"] = figure(accuracy(of[name]), f"labels of {name} against the truth")
         if judge.stages:
@@ -106,7 +108,7 @@ def figures(warehouse: Warehouse, recipe: Recipe) -> dict[str, dict[str, object]
                 "value": tokens, "low": None, "high": None, "n": len(of[name]), "unit": "tokens",
                 "about": f"read and written for a pair by {name}, in {rows:.1f} requests",
             }  # fmt: skip
-    for name in [name for name in judges if f"{name.removesuffix('_context')}_none" in judges and "_" in name]:
+    for name in [name for name in judges if f"{name.removesuffix('_context')}_none" in judges]:
         gain = difference(of[name], of[f"{name.removesuffix('_context')}_none"])
         found[f"gain_{name}"] = figure(gain, f"{name} over the same without context")
     found["gain_context"] = figure(difference(of["context"], of["none"]), "context over none: the paper's claim")
@@ -120,10 +122,11 @@ def figures(warehouse: Warehouse, recipe: Recipe) -> dict[str, dict[str, object]
         found[f"votes_{arm}_over_one"] = figure(single, f"five votes over the first of them, {arm}")
         about = f"five votes over the probabilities of one token, {arm}"
         found[f"votes_{arm}_over_choice"] = figure(difference(votes, of[arm]), about)
-    return found
+    together = [one for name, one in found.items() if name.startswith("panel_") or name.endswith("_over_one")]
+    return found | {"together_points": min(together, key=lambda one: one["high"])}
 
 
-def figure(estimate: Estimate, about: str) -> dict[str, object]:
+def figure(estimate: Estimate, about: str) -> dict[str, Any]:
     return {**estimate.as_json(), "unit": "" if estimate.unit == "fraction" else estimate.unit, "about": about}
 
 
@@ -135,9 +138,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = given.keep or Path(temporary)
         folder.mkdir(exist_ok=True)
-        sys.stdout, said = sys.stderr, sys.stdout
-        found = figures(*judged(folder, given.small))
-        sys.stdout = said
+        with redirect_stdout(sys.stderr):
+            found = figures(*judged(folder, given.small))
     print(json.dumps(found))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,7 @@ from vlm_rlaif.warehouse.cli import EXIT_FAILED_ROWS, warehouse_argument
 from vlm_rlaif.warehouse.inspection.printing import printable
 
 if TYPE_CHECKING:
+    from vlm_rlaif.feedback.audit.label_studio import Task
     from vlm_rlaif.feedback.audit.planning import Plan
     from vlm_rlaif.feedback.audit.pull import Lacking, Pulled
     from vlm_rlaif.feedback.audit.push import Pushed
@@ -74,6 +77,7 @@ def plan(
 
 def _tell_plan(made: Plan, asked: Any, dry_run: bool, warehouse: Path) -> None:
     from vlm_rlaif.feedback.audit.planning import arithmetic
+    from vlm_rlaif.feedback.audit.tasks import command
     from vlm_rlaif.warehouse.cli import print_rows
 
     for line in arithmetic(made, asked):
@@ -82,10 +86,10 @@ def _tell_plan(made: Plan, asked: Any, dry_run: bool, warehouse: Path) -> None:
     print_rows(rows, "table", limit=len(rows))
     verdicts = made.size.pairs + made.shared * (asked.annotators - 1)
     click.echo(f"{made.shared:,} of the pairs are seen by {asked.annotators} people: {verdicts:,} verdicts in all.")
-    state = "is not written (--dry-run)" if dry_run else "is written" if made.fresh else "stands already"
+    state = "stands already" if not made.fresh else "is not written (--dry-run)" if dry_run else "is written"
     click.echo(f"audit-plan: {made.name} {state}.")
-    if not dry_run:
-        click.echo(f"Next: vlm-rlaif feedback audit push {warehouse} {made.name}")
+    if not dry_run or not made.fresh:
+        click.echo(f"Next: {command('push', warehouse, made.name)}")
 
 
 @audit.command()
@@ -95,8 +99,13 @@ def _tell_plan(made: Plan, asked: Any, dry_run: bool, warehouse: Path) -> None:
 @click.option("--videos", help="Address of `audit serve`, as browsers reach it [default: http://127.0.0.1:8078].")
 @click.option("--local-files", type=click.Path(path_type=Path, file_okay=False),
               help="Copy the videos below this folder, the document root of Label Studio, instead.")  # fmt: skip
-@click.option("--new-project", is_flag=True, help="Make another project: the old one is gone, or was spoilt.")
-@click.option("--restore-config", is_flag=True, help="Put the labeling config back, if somebody changed it.")
+@click.option("--new-project", is_flag=True, help="Make another project, because the old one is gone, or was"
+              " spoilt. Pull first: what was not pulled from the old one stays there.")  # fmt: skip
+@click.option(
+    "--restore-config",
+    is_flag=True,
+    help="Put the labeling config back, if somebody changed it, or this version has another.",
+)
 @json_option
 def push(
     warehouse: Path, name: str, url: str | None, videos: str | None, local_files: Path | None, new_project: bool,
@@ -106,7 +115,7 @@ def push(
     from vlm_rlaif.feedback.audit import places
     from vlm_rlaif.feedback.audit.label_studio import connect
     from vlm_rlaif.feedback.audit.push import push as bring
-    from vlm_rlaif.feedback.audit.tasks import find_plan
+    from vlm_rlaif.feedback.audit.tasks import command, find_plan
     from vlm_rlaif.warehouse.errors import UserError
     from vlm_rlaif.warehouse.store import Warehouse
 
@@ -114,12 +123,18 @@ def push(
         raise UserError("Videos come from --videos or from --local-files, not from both.")
     opened = Warehouse.open(warehouse)
     found = find_plan(opened, name)
-    server = connect(url or found.url)
+    server = connect(url, found.url)
+    serving = ""
 
-    def place_in(project: int) -> places.Place:
+    def place_in(project: int, there: Sequence[Task]) -> places.Place:
+        nonlocal serving
         if local_files:
             return places.local_files(opened, server, project, found.plan_id, local_files)
-        return places.served(opened, videos or places.DEFAULT_VIDEOS)
+        base = videos or places.address_of(there)
+        if base is None:
+            return places.forgotten
+        serving = command("serve", warehouse, found.called) if base == places.DEFAULT_VIDEOS else ""
+        return places.served(opened, base)
 
     def tell(line: str) -> None:
         click.echo(f"audit-push: {line}", err=True)
@@ -131,25 +146,29 @@ def push(
     if as_json:
         click.echo(json.dumps(asdict(done)))
     else:
-        _tell_push(done, warehouse, found.name, own_server=local_files is None and videos is None)
+        _tell_push(done, warehouse, serving)
     return EXIT_FAILED_ROWS if done.left_out else 0
 
 
-def _tell_push(done: Pushed, warehouse: Path, name: str, *, own_server: bool) -> None:
+def _tell_push(done: Pushed, warehouse: Path, serving: str) -> None:
+    """`serving` is the command that serves the videos, where it is ours."""
     mended = f", {done.mended:,} set right" if done.mended else ""
     moved = f", {done.moved:,} play their videos from another address now" if done.moved else ""
     click.echo(f"audit-push: {done.created:,} tasks created, {done.stood:,} were there{mended}{moved}.")
     for video, why in list(done.wrong_videos.items())[:LISTED]:
         click.echo(f"no browser can play {video}: {printable(why)}", err=True)
     if done.left_out:
+        doctor = shlex.join(["vlm-rlaif", "doctor", str(warehouse)])
         click.echo(f"{done.left_out:,} pairs of {len(done.wrong_videos):,} such videos are left out; once the videos"
-                   " are mended (vlm-rlaif doctor), push again.", err=True)  # fmt: skip
+                   f" are mended ({doctor}), push again.", err=True)  # fmt: skip
+    if done.surplus:
+        click.echo(f"{done.surplus:,} tasks were there twice, and those that nobody had begun with are deleted.")
     if done.doubled:
         click.echo(
             f"{len(done.doubled):,} pairs have more than one task; every verdict counts all the same.", err=True
         )
-    if own_server:
-        click.echo(f"Serve the videos while people work: vlm-rlaif feedback audit serve {warehouse} {name}")
+    if serving:
+        click.echo(f"Serve the videos while people work: {serving}")
     click.echo(f"People work here: {done.url}/projects/{done.project}/data?labeling=1")
 
 
@@ -168,7 +187,7 @@ def serve(warehouse: Path, name: str, url: str | None, port: int) -> None:
     opened = Warehouse.open(warehouse)
     found = find_plan(opened, name)
     pairs = pairs_of(opened, found.plan_id)
-    studio = address(url or found.url)
+    studio = address(url, found.url)
     with places.serving(opened, pairs, studio, port) as served:
         videos = len({pair.video_id for pair in pairs})
         click.echo(f"audit-serve: {videos:,} videos at {served}/video/ID, for pages of {studio}. Ctrl-C stops it.")
@@ -192,34 +211,37 @@ def pull(warehouse: Path, name: str, url: str | None, as_json: bool) -> int:
 
     opened = Warehouse.open(warehouse)
     found = find_plan(opened, name)
-    done = bring(opened, found, connect(url or found.url))
+    done = bring(opened, found, connect(url, found.url))
     if as_json:
         click.echo(json.dumps(_as_data(done)))
     else:
-        _tell_pull(done, warehouse, found.name)
+        _tell_pull(done, warehouse, found.called)
     return EXIT_FAILED_ROWS if done.refused or done.gone else 0
 
 
 def _as_data(done: Pulled) -> dict[str, Any]:
     refused = [{"where": refusal.where, "why": refusal.why} for refusal in done.refused]
     return {"tasks": done.tasks, "verdicts": done.verdicts, "written": done.written, "skipped": done.skipped,
-            "refused": refused, "gone": done.gone, "people": done.people}  # fmt: skip
+            "withdrawn": done.withdrawn, "refused": refused, "gone": done.gone, "people": done.people}  # fmt: skip
 
 
 def _tell_pull(done: Pulled, warehouse: Path, name: str) -> None:
+    from vlm_rlaif.feedback.audit.tasks import command
+
     said = f", {done.skipped:,} skipped" if done.skipped else ""
+    said += f", {done.withdrawn:,} withdrawn" if done.withdrawn else ""
     click.echo(f"audit: {done.written:,} rows written; {done.verdicts:,} verdicts on {done.tasks:,} tasks{said}.")
     for person, verdicts in done.people.items():
         click.echo(f"  {printable(person)}: {verdicts:,}")
     for refusal in done.refused[:LISTED]:
         click.echo(f"refused: {printable(refusal.where)}: {printable(refusal.why)}", err=True)
     if done.refused:
-        click.echo(f'{len(done.refused):,} results are no verdicts; all of them: vlm-rlaif sql {warehouse}'
-                   ' "FROM open_failures WHERE stage = \'audit\'"', err=True)  # fmt: skip
+        every = f"vlm-rlaif sql {shlex.quote(str(warehouse))} \"FROM open_failures WHERE stage = 'audit'\""
+        click.echo(f"{len(done.refused):,} results are no verdicts; all of them: {every}", err=True)
     if done.gone:
         click.echo(f"{len(done.gone):,} pairs have no task on the server (deleted, or not pushed yet):"
                    f" {', '.join(done.gone[:5])}{' ...' if len(done.gone) > 5 else ''}", err=True)  # fmt: skip
-        click.echo(f"vlm-rlaif feedback audit push {warehouse} {name}   (puts them there)", err=True)
+        click.echo(f"{command('push', warehouse, name)}   (puts them there)", err=True)
 
 
 @audit.command()
@@ -238,7 +260,7 @@ def status(warehouse: Path, name: str, url: str | None, offline: bool, as_json: 
     opened = Warehouse.open(warehouse)
     found = find_plan(opened, name)
     asked = not offline and found.project is not None
-    state = status_of(opened, found, connect(url or found.url) if asked else None)
+    state = status_of(opened, found, connect(url, found.url) if asked else None)
     if as_json:
         click.echo(json.dumps(asdict(state), default=str))
     else:
@@ -246,8 +268,10 @@ def status(warehouse: Path, name: str, url: str | None, offline: bool, as_json: 
 
 
 def _tell_status(state: Status, warehouse: Path) -> None:
+    from vlm_rlaif.feedback.audit.tasks import command
+
     name, there = state.plan.name, state.server
-    begin = f"vlm-rlaif feedback audit push {warehouse} {name}"
+    begin = command("push", warehouse, state.plan.called)
     ended = f", closed on {state.plan.closed_at:%Y-%m-%d %H:%M} UTC" if state.plan.closed_at else ""
     where = f"{state.plan.url}, project {state.plan.project}" if state.plan.url else f"on no server yet ({begin})"
     click.echo(f"{name}: {state.pairs:,} pairs, {state.shared:,} of them for several people; {where}{ended}")
@@ -282,9 +306,10 @@ def close(warehouse: Path, name: str, url: str | None, force: bool) -> int:
 
     opened = Warehouse.open(warehouse)
     found = find_plan(opened, name)
-    pulled, lack = end(opened, found, connect(url or found.url), force=force)
-    _tell_pull(pulled, warehouse, found.name)
+    pulled, lack = end(opened, found, connect(url, found.url), force=force)
+    _tell_pull(pulled, warehouse, found.called)
     _tell_lack(lack)
     click.echo(f"audit-close: {found.name} is closed.")
-    click.echo(f"Next: vlm-rlaif feedback agreement {warehouse} --plan {found.name}")
+    agreement = ["vlm-rlaif", "feedback", "agreement", str(warehouse), "--plan", found.called]
+    click.echo(f"Next: {shlex.join(agreement)}")
     return EXIT_FAILED_ROWS if pulled.refused or pulled.gone else 0

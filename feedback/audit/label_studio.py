@@ -10,13 +10,17 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
+from urllib.parse import urlsplit
 
 from vlm_rlaif.warehouse.errors import MissingExtra, UserError
+from vlm_rlaif.warehouse.inspection.printing import printable
 
 TOKEN = "LABEL_STUDIO_API_KEY"
 URL = "LABEL_STUDIO_URL"
 DEFAULT_URL = "http://127.0.0.1:8080"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 TIMEOUT_S = 300
 """For one answer: a large project is exported in one piece."""
 PAGE = 1000
@@ -106,6 +110,16 @@ class Server:
             )
             return list(done.task_ids or [])
 
+    def untouched(self, task: int) -> bool:
+        """Whether nobody has said anything about a task, or begun to."""
+        with self._asking(f"The task {task}"):
+            found = self._sdk.tasks.get(str(task))
+            return not (found.annotations or found.drafts or found.total_annotations or found.cancelled_annotations)
+
+    def delete_task(self, task: int) -> None:
+        with self._asking(f"The task {task}"):
+            self._sdk.tasks.delete(str(task))
+
     def set_overlap(self, task: int, people: int) -> None:
         with self._asking(f"The task {task}"):
             self._sdk.tasks.update(id=str(task), overlap=people)
@@ -189,8 +203,8 @@ class Server:
         return UserError(f"{self.url} refused: {detail} (HTTP {status}).", "The server's own log says more.")
 
 
-def connect(url: str | None) -> Server:
-    """The server at `url`, else at `LABEL_STUDIO_URL`, else on this machine; the token is `LABEL_STUDIO_API_KEY`."""
+def connect(url: str | None, stored: str | None = None) -> Server:
+    """The server at `address(url, stored)`; the token is `LABEL_STUDIO_API_KEY`."""
     token = os.environ.get(TOKEN, "").strip()
     if not token:
         raise UserError(
@@ -199,15 +213,39 @@ def connect(url: str | None) -> Server:
         )
     if not token.isascii() or not token.isprintable() or " " in token:
         raise UserError(f"What {TOKEN} holds is no token: it has spaces or odd characters.", f"export {TOKEN}=...")
-    return Server(address(url), token)
+    return Server(address(url, stored), token)
 
 
-def address(url: str | None) -> str:
-    """The address that is meant."""
-    chosen = (url or os.environ.get(URL) or DEFAULT_URL).rstrip("/")
-    if not chosen.startswith(("http://", "https://")):
-        raise UserError(f"{chosen} is no address of a server.", f"--url {DEFAULT_URL}")
-    return chosen
+def address(url: str | None, stored: str | None = None) -> str:
+    """The address at `url`, else the one that a warehouse has, else `LABEL_STUDIO_URL`, else on this machine.
+
+    A warehouse may be somebody else's, and must not decide who gets the token: what it has is taken if it is of this
+    machine, or the one that would be taken without it. Raises `UserError` otherwise.
+    """
+    here = plain_address(url or os.environ.get(URL) or DEFAULT_URL, f"--url {DEFAULT_URL}")
+    if url or stored is None or stored == here:
+        return here
+    there = plain_address(stored, f"--url {DEFAULT_URL}")
+    if urlsplit(there).hostname not in LOOPBACK:
+        raise UserError(
+            f"The audit is on {printable(there)}.", f"If you trust it with your token: --url {quote(there)}"
+        )
+    return there
+
+
+def plain_address(url: str, example: str) -> str:
+    """An address without the slash at its end. Raises `UserError` for what is none, and for one with a password."""
+    if "@" in url:
+        raise UserError("An address with an @ in it may hold a password, which would be kept with the audit."
+                        f" The token comes from {TOKEN}.", example)  # fmt: skip
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good:
+        raise UserError(f"{printable(url)} is no address of a server.", example)
+    return url.rstrip("/")
 
 
 def _detail(error: Exception) -> str:

@@ -7,40 +7,59 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from vlm_rlaif.feedback.audit.label_studio import Server
+from vlm_rlaif.feedback.audit.label_studio import LOOPBACK, Server, Task, plain_address
 from vlm_rlaif.feedback.audit.tasks import AuditPair
-from vlm_rlaif.feedback.page.playable import playable, proxies_of
+from vlm_rlaif.feedback.page.playable import playable
 from vlm_rlaif.feedback.page.range_server import serve_videos
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.media.frame_cache import proxies_of
 from vlm_rlaif.warehouse.media.frames import VideoError
 from vlm_rlaif.warehouse.store import Warehouse
 
 VIDEO_PORT = 8078
 DEFAULT_VIDEOS = f"http://127.0.0.1:{VIDEO_PORT}"
 
+DRAFT = ".vlm-rlaif-draft-"
+READABLE = 0o644
+"""Of copies: the server may run as another user."""
 TELL_EVERY_S = 5.0
-LOOPBACK = ("127.0.0.1", "localhost")
 Place = Callable[[AuditPair], str]
 """A pair -> the address of its video. Raises `VideoError` where there is no file that browsers play."""
 
 
 def served(warehouse: Warehouse, address: str) -> Place:
     """Videos come from `audit serve`, at this address."""
-    base = address.rstrip("/")
-    if not base.startswith(("http://", "https://")):
-        raise UserError(f"{address} is no address of a server of videos.", f"--videos {DEFAULT_VIDEOS}")
+    base = plain_address(address, f"--videos {DEFAULT_VIDEOS}")
 
     def place(pair: AuditPair) -> str:
         _play(warehouse, pair)
         return f"{base}/video/{pair.video_id}"
 
     return place
+
+
+def address_of(tasks: Sequence[Task]) -> str | None:
+    """Where standing tasks find their videos: most of them, an address for `served`; `audit serve` if there are none.
+
+    None where they are files below Label Studio's document root.
+    """
+    bases = Counter(task.video.rpartition("/video/")[0] for task in tasks)
+    base = bases.most_common(1)[0][0] if bases else DEFAULT_VIDEOS
+    return base if base.startswith(("http://", "https://")) else None
+
+
+def forgotten(pair: AuditPair) -> str:
+    """The place of a pair whose plan has its videos below a document root that was not named again."""
+    raise UserError("The videos of this audit are files below the document root of Label Studio: name it again.",
+                    "--local-files ROOT   (or --videos URL, for all of them)")  # fmt: skip
 
 
 def local_files(warehouse: Warehouse, server: Server, project: int, plan_id: str, root: Path) -> Place:
@@ -55,6 +74,8 @@ def local_files(warehouse: Warehouse, server: Server, project: int, plan_id: str
     folder = root / f"vlm-rlaif-{plan_id}"
     try:
         folder.mkdir(exist_ok=True)
+        for draft in folder.glob(f"{DRAFT}*"):  # of a push that was killed
+            draft.unlink()
     except OSError as error:
         raise UserError(f"{folder} cannot be made: {error.strerror}.") from None
     if folder.resolve() != folder:
@@ -65,7 +86,7 @@ def local_files(warehouse: Warehouse, server: Server, project: int, plan_id: str
     def place(pair: AuditPair) -> str:
         source = _play(warehouse, pair)
         target = folder / f"{pair.video_id}{'.webm' if source.suffix == '.webm' else '.mp4'}"
-        if not target.exists():
+        if target.is_symlink() or not target.is_file() or target.stat().st_size != source.stat().st_size:
             _copy(source, target)
         return f"/data/local-files/?d={quote(str(target.relative_to(root)))}"
 
@@ -94,21 +115,21 @@ def prepare(
 @contextmanager
 def serving(warehouse: Warehouse, pairs: Iterable[AuditPair], studio: str, port: int) -> Iterator[str]:
     """Serve the videos of the pairs, and no other file, to pages of Label Studio on this machine; the address."""
-    uris: Mapping[str, AuditPair] = {pair.video_id: pair for pair in pairs}
+    shown: Mapping[str, AuditPair] = {pair.video_id: pair for pair in pairs}
 
     def find(video_id: str) -> Path | None:
-        return _play(warehouse, uris[video_id]) if video_id in uris else None
+        return _play(warehouse, shown[video_id]) if video_id in shown else None
 
     with serve_videos(find, port=port, origins=_origins(studio)) as server:
         yield server.url
 
 
 def _origins(studio: str) -> set[str]:
-    """What browsers call the pages of a server; this machine has two names."""
+    """What browsers call the pages of a server; this machine has several names."""
     parts = urlsplit(studio)
     names = {parts.netloc}
     if parts.hostname in LOOPBACK:
-        names |= {f"{name}:{parts.port}" if parts.port else name for name in LOOPBACK}
+        names |= {f"{name}:{parts.port}" if parts.port else name for name in ("127.0.0.1", "localhost", "[::1]")}
     return {f"{parts.scheme}://{name}" for name in names}
 
 
@@ -119,12 +140,17 @@ def _play(warehouse: Warehouse, pair: AuditPair) -> Path:
 
 def _copy(source: Path, target: Path) -> None:
     """A whole file or none, whatever happens in between."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    draft: Path | None = None
     try:
-        shutil.copyfile(source, draft)
+        number, name = tempfile.mkstemp(prefix=DRAFT, dir=target.parent)
+        draft = Path(name)
+        with source.open("rb") as read, os.fdopen(number, "wb") as written:
+            shutil.copyfileobj(read, written)
+        draft.chmod(READABLE)
         draft.replace(target)
     except OSError as error:
         raise UserError(f"{source} cannot be copied to {target}: {error.strerror}.",
                         "Make room on the disk, then run the same command again.") from None  # fmt: skip
     finally:
-        draft.unlink(missing_ok=True)
+        if draft is not None:
+            draft.unlink(missing_ok=True)

@@ -11,14 +11,26 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from shlex import quote
 from typing import Any
 
 import polars as pl
 
-from vlm_rlaif.feedback.audit.sampling import Size, allocate, draw, expected, overlapping, sides, size_for
+from vlm_rlaif.feedback.audit.sampling import (
+    Size,
+    allocate,
+    draw,
+    expected,
+    overlapping,
+    sides,
+    size_for,
+    weighting,
+)
+from vlm_rlaif.feedback.audit.tasks import command
+from vlm_rlaif.feedback.known import plan_named
 from vlm_rlaif.warehouse.care.keys import audit_plan_id, audit_task_id
 from vlm_rlaif.warehouse.errors import UserError, nearest
-from vlm_rlaif.warehouse.records import AuditPlan, AuditTask, Record
+from vlm_rlaif.warehouse.records import AuditPlan, AuditTask, Record, row_id
 from vlm_rlaif.warehouse.runs import BATCH_ROWS, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -89,18 +101,14 @@ def plan_audit(warehouse: Warehouse, name: str, asked: Asked, *, dry_run: bool =
     Raises `UserError` where there is nothing to draw from, or for a name that means other settings.
     """
     _check(name, asked)
-    plan_id = audit_plan_id(name)
     settings = asdict(asked)
-    standing = warehouse.rows("SELECT judge, config FROM audit_plans WHERE plan_id = ?", [plan_id])
-    if standing:
-        _same(warehouse, name, json.loads(standing[0]["config"])["asked"], settings)
-        return _standing(warehouse, name, plan_id, json.loads(standing[0]["config"]))
+    if standing := _standing(warehouse, name, settings):
+        return standing
     population = _population(warehouse, asked)
     videos = population["video_id"].n_unique()
-    size = _size(asked, len(population), videos)
     members = _members(population)
     try:
-        counts = allocate({stratum: len(pairs) for stratum, pairs in members.items()}, size.pairs)
+        size, counts = _size(asked, {stratum: len(pairs) for stratum, pairs in members.items()}, videos)
     except ValueError as error:
         raise UserError(
             f"An audit shows some pairs of every stratum, and {error} is not possible.",
@@ -111,13 +119,15 @@ def plan_audit(warehouse: Warehouse, name: str, asked: Asked, *, dry_run: bool =
     shared = overlapping([pair for pairs in drawn.values() for pair in pairs], asked.overlap, asked.seed)
     if asked.annotators == 1:
         shared = set()
+    said = {"asked": settings, "population": len(population), "videos": videos, "size": asdict(size),
+            "drawn": row_id("drawn", sorted(pair for pairs in drawn.values() for pair in pairs))}  # fmt: skip
+    config = json.dumps(said, sort_keys=True)
+    plan_id = audit_plan_id(name, asked.judge, config)
     plan = Plan(name, plan_id, len(population), videos, size, strata, len(shared), True)
     if not dry_run:
-        config = {"asked": settings, "population": len(population), "videos": videos, "size": asdict(size)}
 
         def rows(run_id: str) -> Iterable[Record]:
-            yield AuditPlan(plan_id=plan_id, name=name, judge=asked.judge,
-                            config=json.dumps(config, sort_keys=True), run_id=run_id)  # fmt: skip
+            yield AuditPlan(plan_id=plan_id, name=name, judge=asked.judge, config=config, run_id=run_id)
             yield from _tasks(plan, drawn, shared, asked, run_id)
 
         derive(warehouse, "audit-plan", {"name": name, **settings}, rows)
@@ -136,17 +146,26 @@ def _check(name: str, asked: Asked) -> None:
         raise UserError(f"One plan has at most {MOST_PAIRS:,} pairs, not {asked.size:,}. Make several plans.")
 
 
-def _same(warehouse: Warehouse, name: str, stands: dict[str, Any], asked: dict[str, Any]) -> None:
-    """Whether the plan that stands was asked for in the same way."""
-    if other := [key for key in asked if stands.get(key) != asked[key]]:
-        said = ", ".join(f"{key} {stands.get(key)!r}, not {asked[key]!r}" for key in other)
-        raise UserError(
-            f"The plan {name!r} stands already with other settings: {said}. A plan is never changed.",
-            f"vlm-rlaif feedback audit plan {warehouse.path} ANOTHER_NAME",
-        )
+def _standing(warehouse: Warehouse, name: str, asked: dict[str, Any]) -> Plan | None:
+    """The plan of this name, if there is one. Raises `UserError` if it was asked for in another way."""
+    plans = {row["plan_id"]: json.loads(row["config"]) for row in warehouse.rows(
+        "SELECT plan_id, config FROM audit_plans WHERE name = ? ORDER BY plan_id", [name])}  # fmt: skip
+    if not plans:
+        return None
+    same = [plan_id for plan_id, config in plans.items() if config["asked"] == asked]
+    if len(same) == 1:
+        return _plan(warehouse, name, same[0], plans[same[0]])
+    stands = plans[plan_named(warehouse, name)]["asked"]
+    other = [key for key in asked if stands.get(key) != asked[key]]
+    said = ", ".join(f"{key} {stands.get(key)!r}, not {asked[key]!r}" for key in other)
+    raise UserError(
+        f"The plan {name!r} stands already with other settings: {said}. A plan is never changed.",
+        command("plan", warehouse.path, "ANOTHER_NAME"),
+    )
 
 
-def _standing(warehouse: Warehouse, name: str, plan_id: str, config: dict[str, Any]) -> Plan:
+def _plan(warehouse: Warehouse, name: str, plan_id: str, config: dict[str, Any]) -> Plan:
+    """A plan that was written."""
     rows = warehouse.rows(
         "SELECT stratum, count(*) AS pairs, sum(weight) AS population, count_if(annotators > 1)::BIGINT AS shared"
         " FROM audit_tasks WHERE plan_id = ? GROUP BY stratum ORDER BY stratum",
@@ -164,7 +183,8 @@ def _population(warehouse: Warehouse, asked: Asked) -> pl.DataFrame:
         of = f" of the split {asked.split}" if asked.split else ""
         raise UserError(
             f"The judge {asked.judge} has judged no pair{of} in both orders yet.",
-            f'vlm-rlaif sql {warehouse.path} "SELECT judge, split, count(*) FROM preferences GROUP BY ALL"',
+            f"vlm-rlaif sql {quote(str(warehouse.path))}"
+            ' "SELECT judge, split, count(*) FROM preferences GROUP BY ALL"',
         )
     low, high = (pairs["strength"].quantile(share, "lower") for share in (1 / 3, 2 / 3))
     middle_gap = pairs["gap"].quantile(0.5, "lower")
@@ -192,12 +212,24 @@ def _members(population: pl.DataFrame) -> dict[str, list[tuple[str, str]]]:
     return dict(sorted(members.items()))
 
 
-def _size(asked: Asked, population: int, videos: int) -> Size:
+def _size(asked: Asked, populations: dict[str, int], videos: int) -> tuple[Size, dict[str, int]]:
+    """How many pairs, of all and of every stratum. Raises `ValueError` where these are fewer than the strata.
+
+    How unequal the weights will be is known of a sample of some size, so a wanted width is sized twice.
+    """
     guess = {"agreement": asked.agreement, "correlation": asked.correlation}
+    population = sum(populations.values())
     if asked.size is not None:
-        return expected(min(asked.size, population), videos, **guess)
-    assert asked.half_width is not None
-    return size_for(asked.half_width, min(population, MOST_PAIRS), videos, **guess)
+        size = expected(min(asked.size, population), videos, **guess)
+    else:
+        assert asked.half_width is not None
+        most = min(population, MOST_PAIRS)
+        size = size_for(asked.half_width, most, videos, **guess)
+        unequal = weighting(populations, allocate(populations, size.pairs))
+        size = size_for(asked.half_width, most, videos, **guess, unequal=unequal)
+    counts = allocate(populations, size.pairs)
+    return expected(size.pairs, videos, **guess, unequal=weighting(populations, counts),
+                    independent=size.independent), counts  # fmt: skip
 
 
 def _tasks(
@@ -224,6 +256,9 @@ def arithmetic(plan: Plan, asked: Asked) -> Sequence[str]:
         lines.append(f"{size.pairs_per_video:.1f} pairs of a video, whose errors go together ({asked.correlation:g}),"
                      f" count as {1 / size.design_effect:.2f} of as many independent ones"
                      f" (design effect {size.design_effect:.2f}).")  # fmt: skip
+    if size.unequal > 1.0005:
+        lines.append(f"Unequal weights w make the interval sqrt(n * sum(w^2)) / sum(w) = {size.unequal:.3f} times as"
+                     " wide.")  # fmt: skip
     lines.append(f"{size.pairs:,} pairs promise +-{size.half_width:.3f}.")
     if asked.half_width is not None and size.half_width > asked.half_width * 1.001:
         lines.append("These pairs are too few, or of too few videos, for the interval that was asked for.")

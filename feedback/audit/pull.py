@@ -10,13 +10,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from vlm_rlaif.feedback.audit.label_studio import Server
-from vlm_rlaif.feedback.audit.push import closed, require_config, require_title
+from vlm_rlaif.feedback.audit.push import closed, require_config, require_server, require_title
 from vlm_rlaif.feedback.audit.results import Annotation, Refused, own_choice, read_annotation, skipped
-from vlm_rlaif.feedback.audit.tasks import AuditPair, StandingPlan, failure, pairs_of, shows
+from vlm_rlaif.feedback.audit.tasks import AuditPair, StandingPlan, command, failure, pairs_of, shows
 from vlm_rlaif.warehouse.care.keys import audit_id
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import Audit, Failure, Record
@@ -41,6 +41,8 @@ class Found:
     refused: list[Refusal] = field(default_factory=list)
     skipped: int = 0
     """Tasks that a person left out."""
+    standing: set[str] = field(default_factory=set)
+    """Annotations that are there, whatever they say, as rows name them."""
     seen: set[str] = field(default_factory=set)
     """Pairs that have a task."""
 
@@ -54,6 +56,8 @@ class Pulled:
     """On the server, that can be read."""
     written: int
     skipped: int
+    withdrawn: int
+    """Verdicts of earlier pulls that are not on the server any more, or that their people left out since."""
     refused: list[Refusal]
     gone: list[str]
     """Pairs without a task on the server."""
@@ -80,15 +84,17 @@ def pull(warehouse: Warehouse, plan: StandingPlan, server: Server) -> Pulled:
     found = read_export(plan, exported, pairs, server.users())
     gone = [pair.pair_id for pair in pairs if pair.pair_id not in found.seen]
     lost = [failure(plan, pair, kind="gone", message="it has no task on the server") for pair in gone]
-    rows: list[Audit | Failure] = [*found.audits, *(refusal.failure for refusal in found.refused), *lost]
+    taken_back = withdrawn(warehouse, plan, found)
+    rows: list[Audit | Failure] = [*found.audits, *taken_back,
+                                   *(refusal.failure for refusal in found.refused), *lost]  # fmt: skip
 
     def owned(run_id: str) -> Iterator[Record]:
         yield from (replace(row, run_id=run_id) for row in rows)
 
     outcome = derive(warehouse, "audit", {"plan": plan.name, "project": plan.project}, owned)
     people = Counter(audit.annotator for audit in found.audits)
-    return Pulled(len(exported), len(found.audits), outcome.written, found.skipped, found.refused, gone,
-                  dict(people.most_common()))  # fmt: skip
+    return Pulled(len(exported), len(found.audits), outcome.written, found.skipped, len(taken_back),
+                  found.refused, gone, dict(people.most_common()))  # fmt: skip
 
 
 def export(warehouse: Warehouse, plan: StandingPlan, server: Server) -> list[dict[str, Any]]:
@@ -96,8 +102,9 @@ def export(warehouse: Warehouse, plan: StandingPlan, server: Server) -> list[dic
     if plan.project is None:
         raise UserError(
             f"The audit {plan.name!r} is on no server yet.",
-            f"vlm-rlaif feedback audit push {warehouse.path} {plan.name}",
+            command("push", warehouse.path, plan.called),
         )
+    require_server(warehouse, plan, server)
     project = server.project(plan.project)
     require_title(plan, project)
     require_config(warehouse, plan, project)
@@ -119,12 +126,34 @@ def read_export(
             if skipped(annotation):
                 found.skipped += 1
                 continue
+            if isinstance(annotation, Mapping):
+                found.standing.add(plan.annotation(annotation.get("id")))
             try:
                 read = read_annotation(annotation)
                 found.audits.append(_audit(plan, pair, data, read, users, annotation))
             except Refused as refused:
                 found.refused.append(_refusal(plan, pair, where, number, annotation, str(refused)))
     return found
+
+
+def withdrawn(warehouse: Warehouse, plan: StandingPlan, found: Found) -> list[Audit]:
+    """Verdicts that were pulled from the plan's project and are no longer there, each as a version that says so.
+
+    Its time is a microsecond after that of the verdict, so a further pull finds it written already.
+    """
+    rows = warehouse.rows(
+        "SELECT pair_id, annotator, annotation, shown_order, updated_at FROM audits"
+        " WHERE plan_id = ? AND starts_with(annotation, ?) AND choice <> 'withdrawn'"
+        " QUALIFY row_number() OVER (PARTITION BY annotation ORDER BY updated_at DESC, audit_id) = 1"
+        " ORDER BY annotation",
+        [plan.plan_id, plan.annotation("")],
+    )
+    ends = {row["annotation"]: row["updated_at"] + timedelta(microseconds=1) for row in rows}
+    return [
+        Audit(audit_id=audit_id(plan.plan_id, row["annotation"], ends[row["annotation"]]), plan_id=plan.plan_id,
+              choice="withdrawn", reply="[]", run_id="", **row | {"updated_at": ends[row["annotation"]]})
+        for row in rows if row["annotation"] not in found.standing
+    ]  # fmt: skip
 
 
 def _task(task: object, place: int) -> tuple[str, Mapping[str, Any], Sequence[object]]:
@@ -146,12 +175,13 @@ def _audit(
     if pair is None:
         raise Refused("it is about a pair that is not in this audit")
     if not shows(data, pair):
-        raise Refused("the task does not show the words of its pair: somebody changed it")
+        raise Refused("the task does not show the video and the words of its pair: somebody changed it")
     if read.user not in users:
         raise Refused(f"the server knows no user {read.user} any more")
+    annotation_name = plan.annotation(read.number)
     return Audit(
-        audit_id=audit_id(plan.plan_id, read.number, read.updated_at), plan_id=plan.plan_id, pair_id=pair.pair_id,
-        annotator=users[read.user], annotation=read.number,
+        audit_id=audit_id(plan.plan_id, annotation_name, read.updated_at), plan_id=plan.plan_id, pair_id=pair.pair_id,
+        annotator=users[read.user], annotation=annotation_name,
         choice=own_choice(read.verdict.choice, pair.shown_order), reasons=list(read.verdict.reasons),
         confidence=read.verdict.confidence, comment=read.verdict.comment, seconds=read.seconds,
         shown_order=pair.shown_order, updated_at=read.updated_at,
@@ -168,8 +198,9 @@ def _refusal(
         number = str(annotation.get("id", number))
         time = annotation.get("updated_at")
     kept = failure(
-        plan, pair.pair_id if pair else None, message=why, annotation=number, updated_at=str(time), raw=annotation
-    )
+        plan, pair.pair_id if pair else None, message=why, annotation=plan.annotation(number), updated_at=str(time),
+        raw=annotation,
+    )  # fmt: skip
     return Refusal(f"{where}, annotation {number}", why, kept)
 
 
@@ -177,7 +208,7 @@ def lacking(warehouse: Warehouse, plan: StandingPlan) -> Lacking:
     """What an audit still lacks."""
     rows = warehouse.rows(
         "SELECT t.pair_id, t.annotators, count(DISTINCT a.annotator) AS people FROM audit_tasks t"
-        " LEFT JOIN audits a ON a.plan_id = t.plan_id AND a.pair_id = t.pair_id"
+        " LEFT JOIN human_verdicts a ON a.plan_id = t.plan_id AND a.pair_id = t.pair_id"
         " WHERE t.plan_id = ? GROUP BY ALL ORDER BY t.pair_id",
         [plan.plan_id],
     )
@@ -198,7 +229,7 @@ def close(warehouse: Warehouse, plan: StandingPlan, server: Server, *, force: bo
         raise UserError(
             f"The audit {plan.name!r} is not closed: {', '.join(filter(None, reasons))}."
             " What could be read is in the warehouse.",
-            f"vlm-rlaif feedback audit close {warehouse.path} {plan.name} --force   (closes it all the same)",
+            f"{command('close', warehouse.path, plan.called, '--force')}   (closes it all the same)",
         )
     warehouse.execute(
         "UPDATE audit_projects SET closed_at = ? WHERE audit_project_id = ?",

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 
 from vlm_rlaif.feedback.audit.label_studio import Project, Server, Task
 from vlm_rlaif.feedback.audit.places import Place, prepare
 from vlm_rlaif.feedback.audit.results import labeling_config
-from vlm_rlaif.feedback.audit.tasks import AuditPair, StandingPlan, failure, pairs_of, task_of, title_of
+from vlm_rlaif.feedback.audit.tasks import AuditPair, StandingPlan, command, failure, pairs_of, task_of, title_of
 from vlm_rlaif.warehouse.care.keys import audit_project_id
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.journal import only_one, replay
@@ -40,6 +41,8 @@ class Pushed:
     title: str
     created: int = 0
     stood: int = 0
+    surplus: int = 0
+    """Tasks that were deleted: their pair has another one, and nobody had begun with them."""
     mended: int = 0
     """Tasks of which the number of people was set."""
     moved: int = 0
@@ -49,14 +52,15 @@ class Pushed:
     left_out: int = 0
     """Pairs of these videos."""
     doubled: list[str] = field(default_factory=list)
-    """Pairs of more than one task: somebody copied tasks, or pushed from two machines at once."""
+    """Pairs of which people have begun with more than one task."""
 
 
 def push(
-    warehouse: Warehouse, plan: StandingPlan, server: Server, place_in: Callable[[int], Place],
+    warehouse: Warehouse, plan: StandingPlan, server: Server, place_in: Callable[[int, Sequence[Task]], Place],
     *, new_project: bool = False, restore_config: bool = False, move: bool = False, tell: Tell = lambda line: None,
 ) -> Pushed:  # fmt: skip
-    """Bring the project of a plan up to what the plan says. `place_in` makes the videos' places for a project.
+    """Bring the project of a plan up to what the plan says. `place_in` makes the videos' places for a project
+    and the tasks that stand in it.
 
     `move`: tasks that are there play their videos from these places too, if they do not yet.
     Raises `UserError` where the project is gone or was changed, with what to do.
@@ -66,12 +70,12 @@ def push(
     with only_one(warehouse, "audit-push"):
         replay(warehouse)
         pairs = pairs_of(warehouse, plan.plan_id)
-        project = _project(warehouse, plan, server, new_project=new_project, restore_config=restore_config)
+        project = _project(warehouse, plan, server, pairs, new_project=new_project, restore_config=restore_config)
         done = Pushed(server.url, project.number, project.title)
         there = server.tasks(project.number)
         missing = _missing(there, pairs)
         done.stood = len(pairs) - len(missing)
-        addresses, done.wrong_videos = prepare(place_in(project.number), pairs if move else missing, tell)
+        addresses, done.wrong_videos = prepare(place_in(project.number, there), pairs if move else missing, tell)
         _keep_failures(warehouse, plan, missing, done.wrong_videos)
         sent = [pair for pair in missing if pair.video_id in addresses]
         done.left_out = len(missing) - len(sent)
@@ -85,17 +89,21 @@ def push(
         _add_all(server, project.number, sent, add)
         if sent or any(pair.annotators > 1 for pair in pairs):
             there = server.tasks(project.number)
+        surplus = _surplus(server, there, pairs)
+        done.surplus = len(surplus)
+        there = [task for task in there if task.number not in surplus]
         done.mended = _settle(server, there, pairs)
         if move:
             done.moved = _move(server, there, pairs, addresses)
-        done.doubled = sorted(pair for pair, tasks in Counter(task.pair_id for task in there).items() if tasks > 1)
+        standing = Counter(task.pair_id for task in there)
+        done.doubled = [pair.pair_id for pair in pairs if standing[pair.pair_id] > 1]
         return done
 
 
 def closed(warehouse: Warehouse, plan: StandingPlan) -> UserError:
     return UserError(
         f"The audit {plan.name!r} was closed on {plan.closed_at:%Y-%m-%d %H:%M} UTC.",
-        f"vlm-rlaif feedback audit plan {warehouse.path} ANOTHER_NAME",
+        command("plan", warehouse.path, "ANOTHER_NAME"),
     )
 
 
@@ -108,7 +116,7 @@ def require_config(warehouse: Warehouse, plan: StandingPlan, project: Project) -
     if plan.config_hash != hash_config(project.config):
         raise UserError(
             f"The labeling config of the project {project.number} ({project.title}) is not the one that was pushed.",
-            f"vlm-rlaif feedback audit push {warehouse.path} {plan.name} --restore-config",
+            command("push", warehouse.path, plan.called, "--restore-config"),
         )
 
 
@@ -117,31 +125,57 @@ def _missing(there: Sequence[Task], pairs: Sequence[AuditPair]) -> list[AuditPai
     return [pair for pair in pairs if pair.pair_id not in stand]
 
 
-def _project(
-    warehouse: Warehouse, plan: StandingPlan, server: Server, *, new_project: bool, restore_config: bool
-) -> Project:
-    """The plan's project on the server: the one that is known, or was made by a push that died, or a new one."""
-    if plan.url not in (None, server.url) and not new_project:
+def require_server(warehouse: Warehouse, plan: StandingPlan, server: Server) -> None:
+    """Raises `UserError` for another server than the plan's: a project of that number there is another one."""
+    if plan.url not in (None, server.url):
         raise UserError(
             f"The audit {plan.name!r} is on {plan.url}, project {plan.project}, not on {server.url}.",
-            f"vlm-rlaif feedback audit push {warehouse.path} {plan.name} --url {plan.url}"
-            "   (or --new-project: begin anew)",
+            f"--url {quote(str(plan.url))}",
+            f"{command('push', warehouse.path, plan.called, '--new-project')}   (begins anew on the other one)",
         )
-    if plan.project is not None and not new_project:
-        project = server.project(plan.project)
-        require_title(plan, project)
-        if restore_config and plan.config_hash != hash_config(project.config):
-            server.put_config(project.number, labeling_config())
-            project = server.project(project.number)
-        require_config(warehouse, plan, project)
+
+
+def _project(
+    warehouse: Warehouse, plan: StandingPlan, server: Server, pairs: Sequence[AuditPair], *, new_project: bool,
+    restore_config: bool,
+) -> Project:  # fmt: skip
+    """The plan's project on the server: the one that is known, or was made by a push that died, or a new one."""
+    if plan.project is None or new_project:
+        project = _orphan(warehouse, plan, server, pairs) or server.create_project(
+            title_of(plan), labeling_config(), INSTRUCTIONS
+        )
+        _record(warehouse, plan, server.url, project)
         return project
-    known = {plan.project} if new_project else set()
-    orphans = [found for found in server.projects(plan.plan_id) if found.number not in known]
-    project = orphans[0] if orphans and not new_project else server.create_project(
-        title_of(plan), labeling_config(), INSTRUCTIONS
-    )  # fmt: skip
-    _record(warehouse, plan, server.url, project)
+    require_server(warehouse, plan, server)
+    project = server.project(plan.project)
+    require_title(plan, project)
+    if restore_config and hash_config(project.config) != hash_config(labeling_config()):
+        project = _put_config(server, project)
+        plan = replace(plan, config_hash=hash_config(project.config))
+        warehouse.execute("UPDATE audit_projects SET config_hash = ? WHERE audit_project_id = ?",
+                          [plan.config_hash, plan.audit_project_id])  # fmt: skip
+    require_config(warehouse, plan, project)
     return project
+
+
+def _orphan(
+    warehouse: Warehouse, plan: StandingPlan, server: Server, pairs: Sequence[AuditPair]
+) -> Project | None:  # fmt: skip
+    """A project of the plan that a push made and had no time to record, its config as it should be."""
+    recorded = warehouse.rows(
+        "SELECT project FROM audit_projects WHERE plan_id = ? AND url = ?", [plan.plan_id, server.url]
+    )
+    known, ours = {row["project"] for row in recorded}, {pair.pair_id for pair in pairs}
+    for project in server.projects(f"[{plan.plan_id}]"):
+        if project.number not in known and all(task.pair_id in ours for task in server.tasks(project.number)):
+            return _put_config(server, project)
+    return None
+
+
+def _put_config(server: Server, project: Project) -> Project:
+    """The project with the labeling config of this version."""
+    server.put_config(project.number, labeling_config())
+    return server.project(project.number)
 
 
 def require_title(plan: StandingPlan, project: Project) -> None:
@@ -192,6 +226,25 @@ def _add_all(
         server.set_default_overlap(project, shared[0].annotators)
     for at in range(1, len(shared), CHUNK):
         add(shared[at : at + CHUNK])
+
+
+def _surplus(server: Server, there: Sequence[Task], pairs: Sequence[AuditPair]) -> set[int]:
+    """Delete the newest tasks of pairs that have several, but none that somebody has begun with; their numbers.
+
+    A server finishes the request of a push that was killed, while the next push finds the tasks missing.
+    """
+    of: dict[str, list[int]] = {pair.pair_id: [] for pair in pairs}
+    for task in there:
+        of.get(task.pair_id, []).append(task.number)
+    deleted: set[int] = set()
+    for numbers in of.values():
+        left = len(numbers)
+        for number in sorted(numbers, reverse=True) if left > 1 else ():
+            if left > 1 and server.untouched(number):
+                server.delete_task(number)
+                deleted.add(number)
+                left -= 1
+    return deleted
 
 
 def _settle(server: Server, there: Sequence[Task], pairs: Sequence[AuditPair]) -> int:

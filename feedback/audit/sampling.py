@@ -28,36 +28,52 @@ class Size:
     pairs_per_video: float
     design_effect: float
     """What pairs of one video that go wrong together cost."""
+    unequal: float
+    """How much wider the interval is because pairs stand for unequal numbers of pairs."""
     half_width: float
     """Of the 95 % interval of an agreement, as it may be expected."""
 
 
-def size_for(half_width: float, population: int, videos: int, *, agreement: float, correlation: float) -> Size:
+def size_for(
+    half_width: float, population: int, videos: int, *, agreement: float, correlation: float, unequal: float = 1.0
+) -> Size:
     """The smallest sample whose 95 % interval of an agreement rate is no wider than +-`half_width`.
 
-    Independent pairs: n0 = z^2 p (1 - p) / w^2. With m = n / videos > 1 pairs of a video n = n0 (1 + (m - 1) rho),
-    the design effect of Kish (1965), solved for n; `correlation` is rho. A sample that cannot be as large is all.
+    Independent pairs: n0 = z^2 p (1 - p) / w^2, and `unequal`^2 as many (see `weighting`). With m = n / videos > 1
+    pairs of a video n = n0 (1 + (m - 1) rho), the design effect of Kish (1965), solved for n; `correlation` is rho. A
+    sample that cannot be as large is all.
 
     >>> size_for(0.05, 10_000, 10_000, agreement=0.5, correlation=0.1).pairs
     385
     """
     independent = Z**2 * agreement * (1 - agreement) / half_width**2
-    pairs = independent
-    if independent > videos:
-        rest = 1 - independent * correlation / videos
-        pairs = independent * (1 - correlation) / rest if rest > 0 else inf
+    pairs = needed = independent * unequal**2
+    if needed > videos:
+        rest = 1 - needed * correlation / videos
+        pairs = needed * (1 - correlation) / rest if rest > 0 else inf
     return expected(min(ceil(min(pairs, population)), population), videos, agreement=agreement,
-                    correlation=correlation, independent=independent)  # fmt: skip
+                    correlation=correlation, unequal=unequal, independent=independent)  # fmt: skip
 
 
 def expected(
-    pairs: int, videos: int, *, agreement: float, correlation: float, independent: float | None = None
-) -> Size:
+    pairs: int, videos: int, *, agreement: float, correlation: float, unequal: float = 1.0,
+    independent: float | None = None,
+) -> Size:  # fmt: skip
     """What a sample of this size promises."""
     per_video = max(1.0, pairs / videos)
     effect = 1 + (per_video - 1) * correlation
-    half_width = Z * sqrt(agreement * (1 - agreement) * effect / pairs)
-    return Size(pairs, pairs / effect if independent is None else independent, per_video, effect, half_width)
+    half_width = unequal * Z * sqrt(agreement * (1 - agreement) * effect / pairs)
+    return Size(pairs, pairs / effect if independent is None else independent, per_video, effect, unequal, half_width)
+
+
+def weighting(populations: Mapping[str, int], pairs: Mapping[str, int]) -> float:
+    """sqrt(n sum(w^2)) / sum(w) over the pairs of a sample: what unequal weights make of an interval (Kish, 1965).
+
+    >>> weighting({"a": 60, "b": 40}, {"a": 6, "b": 4})
+    1.0
+    """
+    squares = sum(population**2 / pairs[name] for name, population in populations.items())
+    return sqrt(sum(pairs.values()) * squares) / sum(populations.values())
 
 
 def allocate(populations: Mapping[str, int], size: int) -> dict[str, int]:

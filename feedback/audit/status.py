@@ -7,7 +7,7 @@ from typing import Any
 
 from vlm_rlaif.feedback.audit.label_studio import Server
 from vlm_rlaif.feedback.audit.pull import Lacking, lacking, read_export
-from vlm_rlaif.feedback.audit.push import hash_config
+from vlm_rlaif.feedback.audit.push import hash_config, require_server
 from vlm_rlaif.feedback.audit.tasks import StandingPlan, pairs_of
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -63,6 +63,7 @@ def status_of(warehouse: Warehouse, plan: StandingPlan, server: Server | None) -
 
 def _on_server(warehouse: Warehouse, plan: StandingPlan, server: Server) -> OnServer:
     assert plan.project is not None
+    require_server(warehouse, plan, server)
     project = server.project(plan.project)
     exported = server.export(plan.project)
     found = read_export(plan, exported, pairs_of(warehouse, plan.plan_id), server.users())

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 from vlm_rlaif.feedback.audit.results import shown_choice
+from vlm_rlaif.feedback.known import plan_named
 from vlm_rlaif.warehouse.care.keys import audit_task_id
-from vlm_rlaif.warehouse.errors import UserError, nearest
 from vlm_rlaif.warehouse.records import Failure, row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
-WORDS = ("question", "response_a", "response_b")
+WORDS = ("question", "context", "response_a", "response_b")
 """What a task shows of a pair, beside the video; a task that shows something else is of another pair."""
 NO_CONTEXT = "(nothing: this judge saw the video alone)"
 EMPTY = "(an empty answer)"
@@ -42,11 +44,17 @@ class StandingPlan:
 
     name: str
     plan_id: str
+    called: str
+    """What commands name it by: its name, or its id where another plan has that name."""
     audit_project_id: str | None = None
     url: str | None = None
     project: int | None = None
     config_hash: str | None = None
     closed_at: datetime | None = None
+
+    def annotation(self, number: object) -> str:
+        """An annotation of the plan's project, as rows name it: other projects count from 1, too."""
+        return f"{str(self.audit_project_id)[:8]}/{number}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,19 +73,21 @@ class AuditPair:
 
 
 def find_plan(warehouse: Warehouse, name: str) -> StandingPlan:
-    """The plan of a name; raises `UserError` for an unknown one."""
-    plans = warehouse.rows(
-        "SELECT n.name, n.plan_id, j.audit_project_id, j.url, j.project, j.config_hash, j.closed_at"
+    """The plan of a name, an id, or the beginning of one; raises `UserError` where none fits, or several do."""
+    found = warehouse.rows(
+        "SELECT n.name, n.plan_id, j.audit_project_id, j.url, j.project, j.config_hash, j.closed_at,"
+        " CASE (SELECT count(*) FROM audit_plans o WHERE o.name = n.name) WHEN 1 THEN n.name ELSE n.plan_id END"
+        " AS called"
         " FROM audit_plans n LEFT JOIN audit_projects j USING (plan_id) LEFT JOIN runs r ON r.run_id = j.run_id"
-        " ORDER BY r.started_at, j.project"
+        " WHERE n.plan_id = ? ORDER BY r.started_at, j.project",
+        [plan_named(warehouse, name)],
     )
-    known = {row["name"]: StandingPlan(**row) for row in plans}
-    if name not in known:
-        raise UserError(
-            f"There is no audit plan {name!r}.{nearest(name, known)} Plans: {', '.join(sorted(known)) or 'none'}.",
-            f"vlm-rlaif feedback audit plan {warehouse.path} {name} --judge JUDGE",
-        )
-    return known[name]
+    return StandingPlan(**found[-1])
+
+
+def command(what: str, warehouse: Path, *more: str) -> str:
+    """A command of an audit, to be copied."""
+    return shlex.join(["vlm-rlaif", "feedback", "audit", what, str(warehouse), *more])
 
 
 def pairs_of(warehouse: Warehouse, plan_id: str) -> list[AuditPair]:
@@ -116,8 +126,8 @@ def task_of(pair: AuditPair, video: str) -> dict[str, Any]:
 
 
 def shows(data: Mapping[str, Any], pair: AuditPair) -> bool:
-    """Whether a task still shows the words of its pair."""
-    return all(data.get(name) == pair.words[name] for name in WORDS)
+    """Whether a task still shows the video and the words of its pair."""
+    return pair.video_id in str(data.get("video")) and all(data.get(name) == pair.words[name] for name in WORDS)
 
 
 def failure(

@@ -12,14 +12,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
+import numpy as np
 import polars as pl
 
 from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.feedback.known import known
+from vlm_rlaif.feedback.stats.agreement import codes, correctness
 from vlm_rlaif.feedback.verdict import Preference, from_ratings, log_odds, majority, mean
+from vlm_rlaif.warehouse.care.keys import label_id
 from vlm_rlaif.warehouse.errors import UserError
-from vlm_rlaif.warehouse.records import Label, Record, Spec, row_id
+from vlm_rlaif.warehouse.records import Label, Record, Spec
 from vlm_rlaif.warehouse.runs import Outcome, derive
 from vlm_rlaif.warehouse.spool import Row
 from vlm_rlaif.warehouse.store import Warehouse
@@ -36,7 +39,7 @@ class Rating(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FromRatings:
+class RatedLabels:
     """Labels of the pairs whose responses both have all their ratings; the value of a response is their mean."""
 
     spec: Spec
@@ -81,7 +84,7 @@ class FromRatings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Together:
+class PanelLabels:
     """Labels of the pairs that every member of a panel has judged, in both orders where it is asked in orders."""
 
     spec: Spec
@@ -147,15 +150,15 @@ class Together:
         said = warehouse.query(
             "SELECT pair_id, choice AS said FROM preferences WHERE judge = ? AND complete", [self.members[name]]
         )
-        both = people.join(said, on="pair_id").to_dicts()
-        if not both:
+        both = people.join(said, on="pair_id")
+        if not len(both):
             raise UserError(
                 f"People have judged no pair that {name} has judged, a member of the panel {self.spec.prompt}.",
                 f"vlm-rlaif feedback audit plan {warehouse.path} --judge {self.members[name]}",
             )
-        total = sum(row["weight"] for row in both)
-        right = sum(row["weight"] * {row["choice"]: 1.0, "tie": 0.5}.get(row["said"], 0.0) for row in both)
-        return round(log_odds(right / total * len(both), len(both)), 4)
+        right = correctness(codes(both["said"].to_list()), codes(both["choice"].to_list()))
+        accuracy = float(np.average(right, weights=both["weight"].to_numpy()))
+        return round(log_odds(accuracy * len(both), len(both)), 4)
 
 
 NEW = "NOT EXISTS (SELECT 1 FROM labels l WHERE l.pair_id = p.pair_id AND l.spec_id = $spec)"
@@ -185,7 +188,7 @@ def _append(
 
 def _label(spec: Spec, pair: Row, verdict: Preference, reply: str, run_id: str) -> Label:
     return Label(
-        label_id=row_id("label", spec.spec_id, pair["pair_id"], pair["context_id"], "both", 0),
+        label_id=label_id(spec.spec_id, pair["pair_id"], pair["context_id"], "both"),
         pair_id=pair["pair_id"], spec_id=spec.spec_id, context_id=pair["context_id"], shown_order="both", vote=0,
         choice=verdict.choice, p_a=verdict.p_a, p_tie=0.0, reply=reply, cached_tokens=0, run_id=run_id,
     )  # fmt: skip

@@ -19,9 +19,10 @@ from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.feedback.judges.model import JudgeModel
 from vlm_rlaif.feedback.verdict import CHOICES, Verdict, read_choice, read_words, readable
+from vlm_rlaif.warehouse.care.keys import label_id
 from vlm_rlaif.warehouse.config import ARMS, Labeling, Recipe
 from vlm_rlaif.warehouse.errors import UserError, nearest
-from vlm_rlaif.warehouse.records import Label, Record, Spec, row_id
+from vlm_rlaif.warehouse.records import Label, Record, Spec
 from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -72,8 +73,7 @@ class LabelStage:
         )
 
     def _label_id(self, row: Row) -> str:
-        spec = self.spec.spec_id
-        return row_id("label", spec, row["pair_id"], row["context_id"], row["shown_order"], row["vote"])
+        return label_id(self.spec.spec_id, row["pair_id"], row["context_id"], row["shown_order"], row["vote"])
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         first, second = row["text_a"], row["text_b"]

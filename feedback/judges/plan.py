@@ -14,7 +14,7 @@ from vlm_rlaif.datagen.job import Stage
 from vlm_rlaif.datagen.plan import questions_of
 from vlm_rlaif.datagen.policies import pairs_of
 from vlm_rlaif.feedback.judges.claims import split_stage, verify_stage
-from vlm_rlaif.feedback.judges.derived import FromRatings, Together
+from vlm_rlaif.feedback.judges.derived import PanelLabels, RatedLabels
 from vlm_rlaif.feedback.judges.model import JudgeModel
 from vlm_rlaif.feedback.judges.pairwise import compare, label_stage
 from vlm_rlaif.feedback.judges.rank import RankStage, rank_stage
@@ -112,7 +112,7 @@ def _from_ratings(
         stage="rated", model="none", revision="none", prompt=judge.name, prompt_hash="", frames={}, sampling=sampling,
         upstream={"rating": rating.spec.spec_id},
     )  # fmt: skip
-    derive = FromRatings(
+    derive = RatedLabels(
         spec=spec, rating=rating, pairs=pairs_of(recipe), questions=questions_of(recipe),
         context_spec=rating.context_spec, scale=judge.scale, tie_margin=judge.tie_margin,
     )  # fmt: skip
@@ -133,7 +133,7 @@ def _panel(recipe: Recipe, panel: Panel, made: Mapping[str, Judging]) -> Judging
         stage="panel", model="none", revision="none", prompt=panel.name, prompt_hash="", frames={},
         sampling={"combine": panel.combine, **further}, upstream=members,
     )  # fmt: skip
-    derive = Together(
+    derive = PanelLabels(
         spec=spec, members=members, combination=panel.combine, pairs=pairs_of(recipe), questions=questions_of(recipe)
     )
     return Judging(panel.name, spec, (), derive)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def _next_step(listing: Listing, warehouse: Path) -> Html | None:
     (found,) = listing.rows(f"SELECT {counts}")
     for table, (words, line) in STEPS.items():
         if not found[table]:
-            return tag("p", words, " Next: ", command(line.format(warehouse)), class_="step")
+            return tag("p", words, " Next: ", command(line.format(shlex.quote(str(warehouse)))), class_="step")
     return None
 
 

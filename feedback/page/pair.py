@@ -14,7 +14,7 @@ import duckdb
 from vlm_rlaif.warehouse.inspection.find import records
 
 SIDES = ("response_a", "response_b")
-EVERYONE = ("", "none")
+UNPINNED = ("", "none")
 """Revisions that do not say which weights they are."""
 
 Row = dict[str, Any]
@@ -99,6 +99,6 @@ def made(card: Row) -> Iterable[Row]:
 def _is_one_of(judge: Row, policies: list[Row]) -> bool:
     """Whether the judge has the weights of one whose answers it compares."""
     weights = (judge.get("revision"), judge.get("adapter"))
-    return weights[0] not in (None, *EVERYONE) and weights in [
+    return weights[0] not in (None, *UNPINNED) and weights in [
         (p.get("revision"), p.get("adapter")) for p in policies
     ]

@@ -24,7 +24,6 @@ import numpy as np
 
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.media.frame_cache import look
-from vlm_rlaif.warehouse.media.frame_cache import proxies_of as proxies_of
 from vlm_rlaif.warehouse.media.frames import Pixels, VideoError, upright
 from vlm_rlaif.warehouse.store import Warehouse
 

@@ -32,7 +32,9 @@ KINDS = {".webm": "video/webm"}
 """Of files that browsers play; every other one is an mp4."""
 IDLE_S = 60.0
 """A connection on which nothing is asked for so long is closed."""
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+LOOPBACK_HOST = re.compile(r"(127\.0\.0\.1|localhost|\[::1\])(:[0-9]{1,5})?")
+"""What a browser on this machine calls this server in `Host`; the port is another one through a tunnel."""
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class LoopbackServer(ThreadingHTTPServer):
@@ -60,11 +62,6 @@ class LoopbackServer(ThreadingHTTPServer):
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
-    @property
-    def names(self) -> set[str]:
-        """What a browser that means this server calls it in `Host`."""
-        return {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
-
     def close(self) -> None:
         """Answer nothing any more; connections that are open are cut when the program ends."""
         if self._thread.is_alive():
@@ -88,7 +85,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         try:
-            if self.headers.get("Host") not in self.server.names:
+            if not LOOPBACK_HOST.fullmatch(self.headers.get("Host", "")):
                 self.say(
                     HTTPStatus.FORBIDDEN, f"This server is called {self.server.url}, and answers to no other name."
                 )

@@ -20,12 +20,13 @@ from vlm_rlaif.feedback.page.listing import NOBODY, Filter, Listing
 from vlm_rlaif.feedback.page.markup import tag
 from vlm_rlaif.feedback.page.pair import look_up
 from vlm_rlaif.feedback.page.pair_page import pair_page
-from vlm_rlaif.feedback.page.playable import playable, proxies_of
+from vlm_rlaif.feedback.page.playable import playable
 from vlm_rlaif.feedback.page.range_server import VIDEO_ADDRESS, Handler, LoopbackServer
 from vlm_rlaif.feedback.page.shell import About, shell
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.inspection.find import records
 from vlm_rlaif.warehouse.inspection.printing import printable
+from vlm_rlaif.warehouse.media.frame_cache import proxies_of
 from vlm_rlaif.warehouse.store import Warehouse
 
 POLICY = (
@@ -102,7 +103,12 @@ class PageHandler(Handler):
             self._sorry(HTTPStatus.INTERNAL_SERVER_ERROR, "This page could not be made. The terminal says why.")
 
     def _answer(self, address: str) -> None:
-        place, pages = urlsplit(address), self.server.pages
+        try:
+            place = urlsplit(address)
+        except ValueError:  # `//[`, say, which means a host
+            self._sorry(HTTPStatus.NOT_FOUND, f"{printable(address)} is no address.")
+            return
+        pages = self.server.pages
         folder, _, name = unquote(place.path).removeprefix("/").partition("/")
         if place.path == "/":
             after, before = (_number(place.query, end) for end in ("after", "before"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Sequence
 
 from vlm_rlaif.feedback.page.listing import NOBODY, Row
@@ -113,7 +114,12 @@ def _origin(card: Row, row: Row, about: About) -> list[Inside]:
     engine = None if run is None or run["engine"] == "none" else run["engine"]
     made_in = lines(run["stage"], engine, f"{run['started_at']:%Y-%m-%d %H:%M}") if run else row["run_id"]
     whose = maker(card, row["spec_id"]) if row.get("spec_id") else row.get("source") or row.get("strategy")
-    return [key.removesuffix("_id"), whose, made_in, command(f"vlm-rlaif why {about.warehouse} {row[key]}")]
+    return [
+        key.removesuffix("_id"),
+        whose,
+        made_in,
+        command(shlex.join(["vlm-rlaif", "why", str(about.warehouse), row[key]])),
+    ]
 
 
 def maker(card: Row, spec_id: str | None) -> str:

@@ -6,11 +6,11 @@ Nothing is written, and nothing is kept: every figure is computed from the rows 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import PurePath
+from shlex import quote
 from typing import Any
 
-import numpy as np
 import polars as pl
 
 from vlm_rlaif.feedback.agreement import Judged, People, measure
@@ -19,13 +19,13 @@ from vlm_rlaif.feedback.report import gather
 from vlm_rlaif.feedback.report.gather import Reference
 from vlm_rlaif.feedback.report.sections import Row, Section, Subject, sections
 from vlm_rlaif.feedback.stats.calibration import Calibration, calibration
-from vlm_rlaif.feedback.stats.estimates import Estimate
+from vlm_rlaif.feedback.stats.estimates import Estimate, plain
 from vlm_rlaif.feedback.stats.intervals import rate
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.store import Warehouse
 
-COMPARES = "label"
-"""The stage of judges that are asked about pairs, in two orders."""
+COMPARES, CALIBRATED = "label", "calibrate"
+"""The stages of judges that are asked about pairs, in two orders, and of those whose p was fitted to known pairs."""
 GLANCE = {
     "accuracy": ("accuracy", "names the better response"), "conflicts": ("position", "conflict of the two orders"),
     "first wins": ("position", "names the first response"), "longer wins": ("length", "the longer response wins"),
@@ -72,7 +72,7 @@ class Report:
     judges: list[JudgeReport]
 
     def as_json(self) -> dict[str, Any]:
-        found = _plain(self)
+        found = plain(self)
         assert isinstance(found, dict)
         return found
 
@@ -92,26 +92,26 @@ def assess(warehouse: Warehouse, judges: Sequence[str] = (), against: str | None
         people = _everybody(warehouse, every, None, None)
         return Report("nothing", 0, str(error), None, people)
     against = against or default_against(warehouse)
-    measured = measure(warehouse, against=against)
-    reference = Reference(AGAINST[against], frame.select("pair_id", known="choice", p_known="p_a"))
+    measured = measure(warehouse, judges=chosen, against=against)
+    reference = Reference(AGAINST[against], frame.select("pair_id", "weight", known="choice", p_known="p_a"))
     by_judge = {one.judge: one for one in measured.judges}
     gaps = gather.truth_gaps(warehouse) if against == "truth" else None
     return Report(
         AGAINST[against], len(frame), "", measured.people,
-        _everybody(warehouse, every, reference, gaps, by_judge, frame.select("pair_id", "weight")),
+        _everybody(warehouse, every, reference, gaps, by_judge),
     )  # fmt: skip
 
 
 def _everybody(
     warehouse: Warehouse, rows: Sequence[dict[str, Any]], reference: Reference | None, gaps: pl.DataFrame | None,
-    by_judge: dict[str, Judged] | None = None, weights: pl.DataFrame | None = None,
+    by_judge: dict[str, Judged] | None = None,
 ) -> list[JudgeReport]:  # fmt: skip
     found = []
     for row in rows:
         subject = _subject(warehouse, row, reference, gaps)
         agreed = (by_judge or {}).get(row["judge"])
-        honest = None if weights is None else _calibration(subject, weights)
-        parts = [*_accuracy(agreed, reference), *sections(subject), *_honesty(honest)]
+        honest = None if reference is None or row["stage"] == CALIBRATED else _calibration(subject)
+        parts = [*_accuracy(agreed, reference), *sections(subject), *_calibration_section(subject, row, honest)]
         found.append(
             JudgeReport(row["judge"], row["prompt"], row["model"], _facts(subject, row), parts, agreed, honest)
         )
@@ -126,7 +126,8 @@ def _subject(
     reference = reference or gather.other_judge(warehouse, judge)
     pairs = gather.pairs(warehouse, judge)
     if reference is None:
-        pairs = pairs.with_columns(known=pl.lit(None, pl.String), p_known=pl.lit(None, pl.Float64))
+        nothing = pl.lit(None, pl.Float64)
+        pairs = pairs.with_columns(known=pl.lit(None, pl.String), p_known=nothing, weight=nothing)
     else:
         pairs = pairs.join(reference.frame, on="pair_id", how="left", maintain_order="left")
     if gaps is not None:
@@ -147,7 +148,7 @@ def _facts(subject: Subject, row: dict[str, Any]) -> list[Row]:
     if row["engines"]:
         facts.append(Row("engine", row["engines"]))
     if row["tokens"]:
-        facts.append(Row("tokens", f"{row['tokens']:,.0f} a request"))
+        facts.append(Row("tokens", f"{row['tokens']:,.0f} a row"))
     return facts
 
 
@@ -166,31 +167,23 @@ def _accuracy(agreed: Judged | None, reference: Reference | None) -> list[Sectio
     return [Section("accuracy", good, rows, f"Against {reference.who}; what that says stands behind the counts.")]
 
 
-def _calibration(subject: Subject, weights: pl.DataFrame) -> Calibration | None:
-    rows = subject.known.join(weights, on="pair_id", maintain_order="left")
+def _calibration(subject: Subject) -> Calibration | None:
+    rows = subject.known
     if not len(rows):
         return None
     p, right, weight = (rows[name].to_numpy() for name in ("p", "p_known", "weight"))
-    return calibration(p.astype(float), right.astype(float), weight.astype(float), rows["video_id"].to_list())
+    return calibration(p.astype(float), right.astype(float), weight.astype(float), rows["cluster"].to_list())
 
 
-def _honesty(honest: Calibration | None) -> list[Section]:
-    if honest is None:
+def _calibration_section(subject: Subject, row: dict[str, Any], found: Calibration | None) -> list[Section]:
+    good = "The error is that of chance: of 100 verdicts with p = 0.8, 80 are right. `feedback calibrate` mends it."
+    if row["stage"] == CALIBRATED:
+        command = f"vlm-rlaif feedback calibrate {quote(str(subject.warehouse.path))} --judge {row['fitted_to']}"
+        return [Section("calibration", good, note=f"Fitted on these pairs. Its held-out error: {command} --dry-run")]
+    if found is None:
         return []
     rows = [
-        Row("calibration error (ECE)", f"{100 * honest.ece:.1f} %, by chance alone {100 * honest.by_chance:.1f} %"),
-        Row("squared error (Brier)", honest.brier),
+        Row("calibration error (ECE)", f"{100 * found.ece:.1f} %, by chance alone {100 * found.by_chance:.1f} %"),
+        Row("squared error (Brier)", found.brier),
     ]  # fmt: skip
-    good = "The error is that of chance: of 100 verdicts with p = 0.8, 80 are right. `feedback calibrate` mends it."
     return [Section("calibration", good, rows)]
-
-
-def _plain(value: Any) -> Any:
-    """Dataclasses as JSON; an estimate says what a report stores of it."""
-    if isinstance(value, Estimate):
-        return value.as_json()
-    if is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value.item() if isinstance(value, np.generic) else value

@@ -13,12 +13,11 @@ import polars as pl
 
 from vlm_rlaif.feedback.report import gather
 from vlm_rlaif.feedback.report.gather import Reference
-from vlm_rlaif.feedback.stats import bias
+from vlm_rlaif.feedback.stats import agreement, bias
 from vlm_rlaif.feedback.stats.estimates import Estimate
-from vlm_rlaif.feedback.stats.intervals import mean, rate
+from vlm_rlaif.feedback.stats.intervals import Floats, mean, rate
 from vlm_rlaif.warehouse.store import Warehouse
 
-Floats = bias.Floats
 PROBE = "vlm-rlaif feedback probe {w} --recipe RECIPE"
 PIN = "vlm-rlaif feedback anchor pin {w} NAME --judge {judge}"
 THIRDS = ("hardest third", "middle third", "easiest third")
@@ -51,7 +50,8 @@ class Subject:
     warehouse: Warehouse
     judge: str
     pairs: pl.DataFrame
-    """With `known` and `p_known` where the reference knows the pair, and `gap`: how far apart the responses are."""
+    """With `known`, `p_known` and `weight` where the reference knows the pair, and `gap`: how far apart the two
+    responses are."""
     verdicts: pl.DataFrame
     reference: Reference | None
     compares: bool
@@ -59,7 +59,7 @@ class Subject:
 
     @property
     def videos(self) -> list[str]:
-        return self.pairs["video_id"].to_list()
+        return self.pairs["cluster"].to_list()
 
     @property
     def known(self) -> pl.DataFrame:
@@ -81,13 +81,14 @@ def position(subject: Subject) -> Section | None:
         return None
     both = said.join(subject.pairs.select("pair_id", "gap"), on="pair_id", how="left", maintain_order="left")
     first = bias.named_first(said["choice"].to_numpy(), said["shown_order"].to_numpy())
-    videos, conflict = said["video_id"].to_list(), _numbers(subject.pairs, "conflict")
+    pairs = subject.pairs.filter(pl.col("orders") == 2)
+    videos, conflict = said["cluster"].to_list(), _numbers(pairs, "conflict")
     found = Section("position", "50 % of the verdicts name the first response, and no pair is a conflict.")
     found.rows.append(Row("names the first response", rate(first, videos)))
     found.rows += _thirds("... of the {}", bias.by_gap(first, _numbers(both, "gap"), videos))
-    found.rows.append(Row("conflict of the two orders", rate(conflict, subject.videos)))
-    gaps = _numbers(subject.pairs, "gap")
-    found.rows += _thirds("... of the {}", bias.by_gap(conflict, gaps, subject.videos))
+    found.rows.append(Row("conflict of the two orders", rate(conflict, pairs["cluster"].to_list())))
+    thirds = bias.by_gap(conflict, _numbers(pairs, "gap"), pairs["cluster"].to_list())
+    found.rows += _thirds("... of the {}", thirds)
     if len(found.rows) > 2:
         found.note = "Thirds by how far apart the two responses are; bias is expected where they are close."
     return found
@@ -108,13 +109,12 @@ def length(subject: Subject) -> Section | None:
     if len(known) and subject.reference is not None:
         sizes = (_numbers(known, "length_a"), _numbers(known, "length_b"))
         truly = bias.longer_won(known["known"].to_numpy(), *sizes)
-        found.rows.append(
-            Row(f"... is better, says {subject.reference.who}", rate(truly, known["video_id"].to_list()))
-        )
+        better = rate(truly, known["cluster"].to_list(), weights=_numbers(known, "weight"))
+        found.rows.append(Row(f"... is better, says {subject.reference.who}", better))
     found.rows.append(Row("a doubling of length adds", bias.length_coefficient(p, *lengths, videos)))
     if len(known):
         margin = 2 * _numbers(pairs, "p_known") - 1
-        equal = bias.length_coefficient(p, *lengths, videos, margin)
+        equal = bias.length_coefficient(p, *lengths, videos, margin, weights=_numbers(pairs, "weight"))
         found.rows.append(Row("... to responses equally good", equal))
     balanced = bias.length_coefficient(p[kept], lengths[0][kept], lengths[1][kept], few)
     found.rows.append(Row("... in the length-balanced pairs", balanced))
@@ -131,30 +131,42 @@ def own_answers(subject: Subject) -> Section | None:
     is_a, is_b = (known[f"policy_{side}"].is_in(own).to_numpy() for side in "ab")
     side = np.select([is_a & ~is_b, is_b & ~is_a], ["a", "b"], "")
     p, expected = _numbers(known, "p"), _numbers(known, "p_known")
-    value = bias.self_preference(p, side, expected, known["video_id"].to_list())
+    value = bias.self_preference(p, side, expected, known["cluster"].to_list(), _numbers(known, "weight"))
     said = "0 points: its own answers win as often as they are better."
     return Section("own answers", said, [Row(f"wins beyond what {subject.reference.who} says", value)])
 
 
 def context_effect(subject: Subject) -> Section | None:
     """What does the narrative change?"""
-    other = gather.without_context(subject.warehouse, subject.judge)
-    if other is None:
+    others = gather.without_context(subject.warehouse, subject.judge)
+    if not others:
         return None
+    (other, name), *further = others
     without = gather.pairs(subject.warehouse, other).select("pair_id", p_without="p", without="choice")
     both = subject.pairs.join(without, on="pair_id", maintain_order="left")
     if not len(both):
         return None
-    videos, p, before = both["video_id"].to_list(), _numbers(both, "p"), _numbers(both, "p_without")
+    videos, p, before = both["cluster"].to_list(), _numbers(both, "p"), _numbers(both, "p_without")
     found = Section("context", "More accurate with the narrative; a change that is no gain is noise.")
     found.rows.append(Row("p moves by", mean(np.abs(p - before), videos, unit="fraction")))
     changed = bias.changed(both["without"].to_numpy(), both["choice"].to_numpy())
     found.rows.append(Row("another verdict", rate(changed, videos)))
     found.rows.append(Row("surer (strength)", mean(100 * bias.strength_gain(before, p), videos)))
     if subject.reference is not None:
-        gain = 100 * (_right(both, "choice") - _right(both, "without"))
-        found.rows.append(Row(f"gain of accuracy, says {subject.reference.who}", mean(gain, videos)))
+        gained = _gain_of_accuracy(both.filter(pl.col("known").is_not_null()))
+        found.rows.append(Row(f"gain of accuracy, says {subject.reference.who}", gained))
+    if further:
+        found.note = f"Against {name} ({other}), the first of {len(others)} that differ by the narrative alone."
     return found
+
+
+def _gain_of_accuracy(known: pl.DataFrame) -> Estimate:
+    """In points, of pairs of which one response is known to be better."""
+    right = agreement.codes(known["known"].to_list())
+    after, before = (
+        agreement.correctness(agreement.codes(known[column].to_list()), right) for column in ("choice", "without")
+    )
+    return mean(100 * (after - before), known["cluster"].to_list(), weights=_numbers(known, "weight"))
 
 
 def probes(subject: Subject) -> Section | None:
@@ -167,10 +179,10 @@ def probes(subject: Subject) -> Section | None:
     for kind, name in names.items():
         some = results.filter(pl.col("kind") == kind)
         if len(some):
-            found.rows.append(Row(name, rate(_numbers(some, "passed"), some["video_id"].to_list())))
+            found.rows.append(Row(name, rate(_numbers(some, "passed"), some["cluster"].to_list())))
         if kind == "same" and len(some):
             first = bias.named_first(some["choice"].to_numpy(), some["shown_order"].to_numpy())
-            found.rows.append(Row("... else it names the first", rate(first, some["video_id"].to_list())))
+            found.rows.append(Row("... else it names the first", rate(first, some["cluster"].to_list())))
     if not found.rows:
         found.note = f"No probes yet: {PROBE.format(w=subject.warehouse.path)}"
     return found
@@ -183,7 +195,7 @@ def negatives(subject: Subject) -> Section | None:
         return None
     found = Section("spoilt videos", "The answer to the video as it is wins clearly more often than it loses.")
     for (kind,), some in results.group_by("perturbation", maintain_order=True):
-        found.rows.append(Row(f"{kind}: loses", rate(_numbers(some, "confirmed"), some["video_id"].to_list())))
+        found.rows.append(Row(f"{kind}: loses", rate(_numbers(some, "confirmed"), some["cluster"].to_list())))
     return found
 
 
@@ -199,23 +211,23 @@ def repeats(subject: Subject) -> Section | None:
 
 
 def drift(subject: Subject) -> Section | None:
-    """Has the judge changed since a set of pairs was pinned?"""
+    """Has the judge changed since it, or another, first judged a set of pinned pairs?"""
     if not subject.compares:
         return None
     rows = gather.anchored(subject.warehouse, subject.judge)
-    found = Section("drift", "0 against whoever judged the pinned pairs first, unless the judge was meant to change.")
+    found = Section("drift", "0 against whoever judged the pinned pairs before, unless a change was meant.")
     held_against: list[str] = []
     for (name, engine), some in rows.group_by("anchor", "engine", maintain_order=True):
-        first = some.row(0, named=True)
-        if (first["first_judge"], first["first_engine"]) == (subject.judge, engine):
+        base = some.row(0, named=True)
+        if (base["base_judge"], base["base_engine"]) == (subject.judge, engine):
             found.rows.append(Row(f"{name}, {engine}", f"the first to judge it ({len(some):,} pairs)"))
             continue
         found.rows += _moved(some, f"{name}, {engine}")
-        held_against.append(f"{name}: {first['first_prompt']}, {first['first_engine']}")
-        videos, first_shown = some["video_id"].to_list(), 100 * _numbers(some, "towards_first")
+        held_against.append(f"{name}, {engine}: {base['base_prompt']}, {base['base_engine']}")
+        videos, first_shown = some["cluster"].to_list(), 100 * _numbers(some, "towards_first")
         found.rows.append(Row("... p of the response shown first", mean(first_shown, videos)))
     if held_against:
-        found.note = f"Held against the first to judge them: {'; '.join(dict.fromkeys(held_against))}."
+        found.note = f"Held against those who judged before. {'; '.join(held_against)}."
     if not found.rows:
         command = PIN.format(w=subject.warehouse.path, judge=subject.judge)
         found.note = f"No pinned pairs that it has judged: {command}"
@@ -224,7 +236,7 @@ def drift(subject: Subject) -> Section | None:
 
 def _moved(rows: pl.DataFrame, name: str) -> Iterator[Row]:
     """How far two verdicts about the same pairs lie apart."""
-    videos, before, after = rows["video_id"].to_list(), _numbers(rows, "p_before"), _numbers(rows, "p_after")
+    videos, before, after = rows["cluster"].to_list(), _numbers(rows, "p_before"), _numbers(rows, "p_after")
     yield Row(f"{name}: p moves by", mean(np.abs(after - before), videos, unit="fraction"))
     changed = bias.changed(rows["before"].to_numpy(), rows["after"].to_numpy())
     yield Row("... another verdict", rate(changed, videos))
@@ -235,13 +247,6 @@ def _thirds(name: str, parts: list[bias.Part]) -> Iterator[Row]:
     if len(parts) == len(THIRDS):
         for part, which in zip(parts, THIRDS, strict=True):
             yield Row(name.format(which), part.estimate)
-
-
-def _right(rows: pl.DataFrame, column: str) -> Floats:
-    """1 where a verdict names the better response, 1/2 for a tie, NaN where neither is known to be better."""
-    said, known = rows[column].to_numpy(), rows["known"].to_numpy()
-    right = np.where(said == "tie", 0.5, (said == known).astype(float))
-    return np.where((known == "a") | (known == "b"), right, np.nan)
 
 
 def _numbers(rows: pl.DataFrame, column: str) -> Floats:

@@ -6,7 +6,7 @@ weights): it says how far people can be relied upon, where kappa and agreement s
 
 >>> judge, people = codes(["a", "b", "tie", "a"]), codes(["a", "b", "both_bad", "b"])
 >>> print(raw_agreement(judge, people, np.ones(4), "uvwx"))
-75.0 % [0.0, 100.0] (n=4)
+75.0 % [13.1, 98.4] (n=4)
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_rlaif.feedback.stats.estimates import Estimate
-from vlm_rlaif.feedback.stats.jackknife import Floats, Mask, jackknife, weighted_mean
+from vlm_rlaif.feedback.stats.intervals import Floats, Mask, rate
+from vlm_rlaif.feedback.stats.jackknife import jackknife
 from vlm_rlaif.warehouse.errors import MissingExtra
 
 Codes = NDArray[np.intp]
@@ -41,15 +42,25 @@ def codes(choices: Sequence[str]) -> Codes:
 
 def raw_agreement(one: Codes, other: Codes, weights: Floats, clusters: Sequence[Hashable]) -> Estimate:
     """Share of the items with the same verdict; (n,) each."""
-    return weighted_mean((one == other).astype(float), weights, clusters)
+    return rate((one == other).astype(float), clusters, weights=weights)
 
 
 def accuracy(judge: Codes, known: Codes, weights: Floats, clusters: Sequence[Hashable]) -> Estimate:
     """How often a judge names the better response: a tie counts half, and what is known to be a tie is left out."""
-    counts = known != 1
-    right = np.where(judge == 1, 0.5, (judge == known).astype(float))
+    right = correctness(judge, known)
+    counts = ~np.isnan(right)
     videos = [video for video, counted in zip(clusters, counts, strict=True) if counted]
-    return weighted_mean(right[counts], weights[counts], videos)
+    return rate(right[counts], videos, weights=weights[counts])
+
+
+def correctness(judge: Codes, known: Codes) -> Floats:
+    """Does a verdict name the better response? 1 yes, 0 no, 1/2 a tie; NaN where neither is known to be better.
+
+    >>> correctness(codes(["a", "tie", "b", "a"]), codes(["a", "b", "a", "tie"])).tolist()
+    [1.0, 0.5, 0.0, nan]
+    """
+    right = np.where(judge == 1, 0.5, (judge == known).astype(float))
+    return np.where(known == 1, math.nan, right)
 
 
 def confusion(one: Codes, other: Codes, weights: Floats | None = None) -> Floats:
@@ -68,7 +79,7 @@ def cohen_kappa(one: Codes, other: Codes, weights: Floats, clusters: Sequence[Ha
     def kappa(kept: Mask) -> float:
         return kappa_of(confusion(one[kept], other[kept], weights[kept]))
 
-    return jackknife(kappa, clusters, unit="kappa", bounds=(-1.0, 1.0))
+    return jackknife(kappa, clusters, weights=weights, unit="kappa", bounds=(-1.0, 1.0))
 
 
 def kappa_of(table: Floats) -> float:
@@ -99,7 +110,7 @@ def pairwise_agreement(counts: Floats, weights: Floats, clusters: Sequence[Hasha
     kept, people = counts[several], counts[several].sum(axis=1)
     agreeing = (kept * (kept - 1)).sum(axis=1) / (people * (people - 1))
     videos = [video for video, counted in zip(clusters, several, strict=True) if counted]
-    return weighted_mean(agreeing, weights[several], videos)
+    return rate(agreeing, videos, weights=weights[several])
 
 
 def krippendorff_alpha(counts: Floats, clusters: Sequence[Hashable], level: str = "nominal") -> Estimate:

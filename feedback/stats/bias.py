@@ -19,12 +19,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from vlm_rlaif.feedback.stats.estimates import Estimate, numbered
-from vlm_rlaif.feedback.stats.intervals import freedom, mean, quantile, rate
+from vlm_rlaif.feedback.stats.intervals import Floats, Mask, degrees_of_freedom, mean, quantile, rate
 from vlm_rlaif.warehouse.errors import MissingExtra
 from vlm_rlaif.warehouse.records import row_id
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Names = Sequence[str] | NDArray[np.object_]
 GAP_PARTS = 3
 _DECIMALS = 12
@@ -97,25 +95,28 @@ def length_balanced(longer: Floats, ids: Sequence[str]) -> Mask:
 
 def length_coefficient(
     p: Floats, length_a: ArrayLike, length_b: ArrayLike, videos: Sequence[Hashable], margin: Floats | None = None,
-    *, level: float = 0.95,
+    *, weights: Floats | None = None, level: float = 0.95,
 ) -> Estimate:  # fmt: skip
     """How many log-odds a judge adds to a response for every doubling of its length: (n,) each.
 
     log-odds(p) = length * log2(length_a / length_b) + quality * margin, by a binomial GLM, which takes soft p,
     without an intercept: a and b are interchangeable. `margin` says how much better a is than b in truth, or as
     somebody else says, in [-1, 1]; with it the coefficient is what length does to responses that are equally good
-    (Dubois et al. 2024, 2404.04475). Pairs without a margin are left out.
+    (Dubois et al. 2024, 2404.04475). Pairs without a margin are left out; `weights` (n,) say how many pairs one that
+    has it stands for.
 
     The interval is clustered by the jackknife of the fit, in its linear form (CV3L of MacKinnon, Nielsen & Webb
     2024, 2406.00650: leaving cluster g out moves the coefficients by -(H - H_g)^-1 s_g, with its scores s_g and its
-    part H_g of the information H), and the t quantile of `intervals.freedom`: few videos make the sandwich far too
-    narrow. No value where lengths never differ, cannot be told from the margin, or separate all verdicts.
+    part H_g of the information H), and the t quantile of `intervals.degrees_of_freedom`: few videos make the
+    sandwich far too narrow. No value where lengths never differ, cannot be told from the margin, or separate all
+    verdicts.
     """
     lengths = np.maximum(np.asarray([length_a, length_b], float), 1.0)
     columns = [np.log2(lengths[0] / lengths[1]), *([] if margin is None else [margin])]
     x = np.column_stack(columns)
-    kept = np.isfinite(x).all(axis=1) & np.isfinite(p)
-    x, label = x[kept], p[kept]
+    weight = np.ones(len(x)) if weights is None else weights
+    kept = np.isfinite(x).all(axis=1) & np.isfinite(p) & (weight > 0)
+    x, label, weight = x[kept], p[kept], weight[kept]
     cluster = numbered([video for video, is_in in zip(videos, kept, strict=True) if is_in])
     clusters = int(cluster.max(initial=-1)) + 1
     nothing = Estimate(
@@ -125,20 +126,20 @@ def length_coefficient(
     if not used[0]:
         return nothing
     x = x[:, used]
-    beta = _fit(x, label)
+    beta = _fit(x, label, weight)
     if beta is None:
         return nothing
     if clusters < 2:
         return replace(nothing, value=float(beta[0]))
-    moves = _without_each(x, label, cluster, beta)
+    moves = _without_each(x, label, weight, cluster, beta)
     if moves is None:
         return nothing
     spread = math.sqrt((clusters - 1) / clusters * float(moves[:, 0] @ moves[:, 0]))
-    half = quantile(level, freedom(np.bincount(cluster).astype(float))) * spread
+    half = quantile(level, degrees_of_freedom(cluster, weight)) * spread
     return replace(nothing, value=float(beta[0]), low=float(beta[0]) - half, high=float(beta[0]) + half)
 
 
-def _fit(x: Floats, label: Floats) -> Floats | None:
+def _fit(x: Floats, label: Floats, weight: Floats) -> Floats | None:
     """Coefficients (k,) of a logistic regression without intercept; None where there is no finite answer."""
     try:
         from statsmodels.genmod.families import Binomial
@@ -148,7 +149,7 @@ def _fit(x: Floats, label: Floats) -> Floats | None:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         try:
-            fitted = GLM(label, x, family=Binomial()).fit(maxiter=50)
+            fitted = GLM(label, x, family=Binomial(), var_weights=weight).fit(maxiter=50)
         except (ValueError, np.linalg.LinAlgError):
             return None
     beta = np.asarray(fitted.params, float)
@@ -157,13 +158,15 @@ def _fit(x: Floats, label: Floats) -> Floats | None:
     return beta
 
 
-def _without_each(x: Floats, label: Floats, cluster: NDArray[np.intp], beta: Floats) -> Floats | None:
+def _without_each(
+    x: Floats, label: Floats, weight: Floats, cluster: NDArray[np.intp], beta: Floats
+) -> Floats | None:  # fmt: skip
     """How the coefficients move when each cluster is left out: (G, k); None where they cannot be told without one."""
     clusters, k = int(cluster.max()) + 1, x.shape[1]
     mu = 0.5 * (1 + np.tanh(x @ beta / 2))
     scores, information = np.zeros((clusters, k)), np.zeros((clusters, k, k))
-    np.add.at(scores, cluster, x * (label - mu)[:, None])
-    np.add.at(information, cluster, (mu * (1 - mu))[:, None, None] * x[:, :, None] * x[:, None, :])
+    np.add.at(scores, cluster, x * (weight * (label - mu))[:, None])
+    np.add.at(information, cluster, (weight * mu * (1 - mu))[:, None, None] * x[:, :, None] * x[:, None, :])
     rest = information.sum(axis=0) - information
     if (np.linalg.cond(rest) > 1e10).any():
         return None
@@ -171,16 +174,18 @@ def _without_each(x: Floats, label: Floats, cluster: NDArray[np.intp], beta: Flo
     return moves
 
 
-def self_preference(p: Floats, own: Names, expected: Floats, videos: Sequence[Hashable]) -> Estimate:
+def self_preference(
+    p: Floats, own: Names, expected: Floats, videos: Sequence[Hashable], weights: Floats | None = None
+) -> Estimate:  # fmt: skip
     """How much more often the judge's own response wins than somebody else says it does, in points.
 
     `own` (n,) names the side of the judge's own weights, `a` or `b` (anything else: neither or both, left out);
     `p` and `expected` (n,) say how probable it is that a is better, as the judge and as people, the truth or another
-    judge say. Zero is fair: a judge may be right to like its own.
+    judge say; `weights` (n,) how many pairs each stands for. Zero is fair: a judge may be right to like its own.
     """
     side = np.asarray(own)
     sign = np.select([side == "a", side == "b"], [1.0, -1.0], math.nan)
-    return mean(100 * sign * (p - expected), videos)
+    return mean(100 * sign * (p - expected), videos, weights=weights)
 
 
 def changed(before: Names, after: Names) -> Floats:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlm_rlaif.feedback.stats.estimates import Estimate
-from vlm_rlaif.feedback.stats.jackknife import Floats, Mask, weighted_mean
+from vlm_rlaif.feedback.stats.intervals import Floats, Mask, rate
 from vlm_rlaif.warehouse.errors import MissingExtra
 from vlm_rlaif.warehouse.records import row_id
 
@@ -166,7 +166,7 @@ def calibration(p: Floats, known: Floats, weights: Floats, clusters: Sequence[Ha
     even = _bins(confidence, right, weights, clusters, np.linspace(0.5, 1, BINS + 1))
     return Calibration(
         ece=_ece(bins), by_chance=_by_chance(confidence, weights, edges), ece_equal_width=_ece(even),
-        brier=weighted_mean((p - known) ** 2, weights, clusters), bins=tuple(bins),
+        brier=rate((p - known) ** 2, clusters, weights=weights), bins=tuple(bins),
     )  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def _bins(
         made.append(
             Bin(
                 confidence=float(np.average(confidence[inside], weights=weight)),
-                right=weighted_mean(right[inside], weight, videos),
+                right=rate(right[inside], videos, weights=weight),
                 share=float(weight.sum() / weights.sum()),
             )
         )
@@ -240,7 +240,7 @@ def accuracy_coverage(
         curve.append(
             Kept(
                 min_strength=float(cut), coverage=float(weights[kept].sum() / weights.sum()),
-                accuracy=weighted_mean(right[counts], weights[counts], videos),
+                accuracy=rate(right[counts], videos, weights=weights[counts]),
             )
         )  # fmt: skip
     return curve

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -96,6 +96,21 @@ class Estimate:
         return f"{number:,.{min(max(decimals, 0), 12)}f}"
 
 
+def plain(value: Any) -> Any:
+    """Figures as JSON: dataclasses as their fields, an estimate as `as_json` has it.
+
+    >>> plain([clustered_mean([3.0], ["u"], unit="tokens"), np.float64(0.5)])[1]
+    0.5
+    """
+    if isinstance(value, Estimate):
+        return value.as_json()
+    if is_dataclass(value):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def clustered_mean(
     values: Values, clusters: Sequence[Hashable], *, unit: str = "fraction", level: float = 0.95
 ) -> Estimate:
@@ -120,7 +135,7 @@ def clustered_mean(
     >>> print(clustered_mean([4.0, 6.0], ["u", "u"], unit="tokens"))
     5.00 tokens [no interval: 1 cluster] (n=2)
     """
-    series = _series("values", values)
+    series = as_series("values", values)
     _check_lengths(values=len(series), clusters=len(clusters))
     present = ~np.isnan(series)
     kept = series[present]
@@ -166,7 +181,7 @@ def paired_difference(
     >>> print(paired_difference([1, 1, 0, None], [0, 1, 0, 1], ["u", "v", "w", "x"]))
     +33.3 points [-110.1, 176.8] (n=3, 1 missing)
     """
-    first, second = _series("a", a), _series("b", b)
+    first, second = as_series("a", a), as_series("b", b)
     _check_lengths(a=len(first), b=len(second), clusters=len(clusters))
     if unit == "fraction":
         _check_fractions(first[~np.isnan(first)])
@@ -185,8 +200,8 @@ def agreement_with_truth(choice_is_a: Values, truth_a: Values, truth_b: Values) 
     >>> agreement_with_truth([True, False, 0.5, True, None], [1, 1, 1, 1, 1], [0, 0, 0, 1, 0])
     array([1. , 0. , 0.5, nan, nan])
     """
-    choice = _series("choice_is_a", choice_is_a)
-    first, second = _series("truth_a", truth_a), _series("truth_b", truth_b)
+    choice = as_series("choice_is_a", choice_is_a)
+    first, second = as_series("truth_a", truth_a), as_series("truth_b", truth_b)
     _check_lengths(choice_is_a=len(choice), truth_a=len(first), truth_b=len(second))
     unknown = sorted(set(choice[~np.isnan(choice)].tolist()) - {0.0, 0.5, 1.0})
     if unknown:
@@ -225,7 +240,7 @@ def t_quantile(level: float, freedom: int) -> float:
     return math.sqrt(freedom) * math.tan(high)
 
 
-def _series(name: str, values: Values) -> NDArray[np.float64]:
+def as_series(name: str, values: Values) -> NDArray[np.float64]:
     series = np.array([math.nan if v is None else float(v) for v in values], dtype=np.float64)
     if np.isinf(series).any():
         raise ValueError(f"{name} has an infinite number at item {int(np.isinf(series).argmax())}")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from vlm_rlaif.feedback.agreement import measure
+from vlm_rlaif.feedback.calibrate import fit_judge, write
 from vlm_rlaif.feedback.known import known
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import (
@@ -65,8 +66,9 @@ def label_rows(judge: Spec, pair: str, p_a: float) -> list[Record]:
 
 def audit_rows(pair: str, choice: str, annotator: str) -> list[Record]:
     return [
-        Audit(audit_id=f"{pair}/{annotator}", plan_id="plan", pair_id=pair, annotator=annotator, annotation=pair,
-              choice=choice, shown_order="ab", updated_at=datetime(2026, 1, 1), reply="{}", run_id="r")
+        Audit(audit_id=f"{pair}/{annotator}", plan_id="plan", pair_id=pair, annotator=annotator,
+              annotation=f"{pair}/{annotator}",
+                  choice=choice, shown_order="ab", updated_at=datetime(2026, 1, 1), reply="{}", run_id="r")
     ]  # fmt: skip
 
 
@@ -123,12 +125,12 @@ def test_judges_are_held_against_the_truth_where_nobody_has_looked(judged: Wareh
 
 
 def test_people_are_held_against_each_other_and_judges_against_them(audited: Warehouse) -> None:
-    found = measure(audited, judge="judge_v1")
+    found = measure(audited, judges=["judge_v1"])
     people, (judge,) = found.people, found.judges
     assert people is not None and found.against == "humans" and found.weighted
     assert (people.annotators, people.verdicts, people.pairs, people.overlap) == (2, PAIRS, 60, 60)
     assert people.both_bad == audited.value("SELECT count(*) FROM audits WHERE choice = 'both_bad'") > 0
-    (couple,) = people.couples
+    (couple,) = people.annotator_pairs
     assert couple.annotators == PEOPLE and couple.agreement.value == pytest.approx(people.agreement.value)
     assert people.alpha.low is not None and people.alpha_ordinal.value is not None
     assert judge.known == 60 and judge.preferences == PAIRS
@@ -137,7 +139,7 @@ def test_people_are_held_against_each_other_and_judges_against_them(audited: War
 
 def test_weights_move_the_agreement_towards_the_stratum_that_stands_for_more(audited: Warehouse) -> None:
     """The slow twin repeats every pair as often as it weighs."""
-    (judge,) = measure(audited, judge="judge_v1").judges
+    (judge,) = measure(audited, judges=["judge_v1"]).judges
     rows = audited.rows(
         "SELECT p.choice = h.choice AS agrees, t.weight FROM preferences p JOIN human_preferences h USING (pair_id)"
         " JOIN audit_tasks t USING (pair_id) WHERE p.judge = ?",
@@ -149,7 +151,7 @@ def test_weights_move_the_agreement_towards_the_stratum_that_stands_for_more(aud
 
 def test_rates_are_corrected_for_the_longer_response_and_for_policies(judged: Warehouse) -> None:
     """Everything is known here, so the corrected rate is the true one."""
-    judge = measure(judged, judge="judge_v1").judges[0]
+    judge = measure(judged, judges=["judge_v1"]).judges[0]
     rates = {rate.what: rate for rate in judge.rates}
     longer = rates["the longer response is better"].corrected
     assert longer is not None
@@ -161,7 +163,7 @@ def test_rates_are_corrected_for_the_longer_response_and_for_policies(judged: Wa
 
 
 def test_a_judge_of_which_no_rate_follows_says_why(judged: Warehouse) -> None:
-    judge = measure(judged, judge="judge_v2").judges[0]
+    judge = measure(judged, judges=["judge_v2"]).judges[0]
     assert all(rate.corrected is None and "no rate follows" in rate.refused for rate in judge.rates)
 
 
@@ -169,6 +171,32 @@ def test_a_plan_takes_its_pairs_alone(audited: Warehouse) -> None:
     assert measure(audited, plan="first").pairs == 60
     with pytest.raises(UserError, match="Did you mean 'first'"):
         measure(audited, plan="firts")
+
+
+def test_what_the_audit_has_not_reached_yet_is_said(audited: Warehouse, command: Any) -> None:
+    audited.execute("DELETE FROM audits WHERE pair_id IN (SELECT pair_id FROM audit_tasks WHERE stratum = 'unsure')")
+    said = command("feedback", "agreement", audited.path)
+    assert "1 strata (25.0 % of the pairs) not judged yet: nothing here is about them" in said.out
+
+
+def test_responses_without_tokens_are_as_long_as_their_words(judged: Warehouse) -> None:
+    """As the report has it: imported responses have no tokens."""
+    before = measure(judged, judges=["judge_v1"]).judges[0].rates[0]
+    judged.execute("UPDATE responses SET tokens = 0")
+    words = measure(judged, judges=["judge_v1"]).judges[0].rates[0]
+    longer_in_words = judged.value(
+        "SELECT count(*) FROM pairs JOIN responses a ON a.response_id = response_a JOIN responses b ON"
+        " b.response_id = response_b WHERE len(string_split(a.text, ' ')) <> len(string_split(b.text, ' '))"
+    )
+    assert before.pairs == PAIRS and 0 < words.pairs == longer_in_words < PAIRS
+
+
+def test_a_calibrated_judge_says_that_it_was_fitted_on_such_pairs(judged: Warehouse, command: Any) -> None:
+    write(judged, fit_judge(judged, judge="judge_v1"))
+    plain, _, fitted = sorted(measure(judged).judges, key=lambda each: len(each.fitted_to + each.prompt))
+    assert (plain.fitted_to, fitted.fitted_to) == ("", JUDGE.spec_id)
+    said = command("feedback", "agreement", judged.path, "--judge", fitted.judge)
+    assert "so p fits these too well" in said.out
 
 
 def test_a_judge_of_which_nothing_is_known_is_left_out(audited: Warehouse) -> None:

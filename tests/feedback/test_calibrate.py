@@ -84,7 +84,8 @@ def people_say(warehouse: Warehouse, choice: str, pairs: int, annotator: str = "
     chosen = warehouse.query("SELECT pair_id FROM pairs ORDER BY pair_id")["pair_id"].to_list()[:pairs]
     warehouse.append(
         [
-            Audit(audit_id=f"{pair}/{annotator}", plan_id="plan", pair_id=pair, annotator=annotator, annotation="1",
+            Audit(audit_id=f"{pair}/{annotator}", plan_id="plan", pair_id=pair, annotator=annotator,
+                  annotation=f"{pair}/{annotator}",
                   choice=choice, shown_order="ab", updated_at=datetime(2026, 1, 1), reply="{}", run_id="r")
             for pair in chosen
         ]
@@ -237,6 +238,13 @@ def test_gold_has_the_verdict_of_people_where_there_is_one(judged: Warehouse) ->
             assert (row["choice"], row["p_a"]) == (plain[row["pair_id"]]["choice"], plain[row["pair_id"]]["p_a"])
     with pytest.raises(UserError, match="goes without gold"):
         judged.preferences(dataset="v1", gold=True)
+
+
+def test_what_people_have_judged_is_gold_though_the_judge_saw_one_order(judged: Warehouse) -> None:
+    people_say(judged, "b", 2)
+    judged.execute("DELETE FROM labels WHERE shown_order = 'ba'")
+    rows = judged.rows("SELECT source, complete FROM gold ORDER BY source")
+    assert [(row["source"], row["complete"]) for row in rows] == [("human", True)] * 2 + [("judge", False)] * 98
 
 
 def test_a_gold_version_keeps_what_people_said_at_the_time(judged: Warehouse, command: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from vlm_rlaif.feedback.known import find_judge, known
+from vlm_rlaif.feedback.known import find_judge, known, unjudged
 from vlm_rlaif.warehouse.errors import UserError
 from vlm_rlaif.warehouse.records import (
     Audit,
@@ -62,8 +62,8 @@ def plan(name: str, tasks: dict[str, tuple[str, float]]) -> list[Record]:
 def said(name: str, pair: str, choice: str, annotator: str = "1", second: int = 0) -> Audit:
     return Audit(
         audit_id=f"{name}/{pair}/{annotator}/{second}", plan_id=f"id-{name}", pair_id=pair, annotator=annotator,
-        annotation="1", choice=choice, shown_order="ab", updated_at=datetime(2026, 1, 1, 0, 0, second), reply="{}",
-        run_id="r",
+        annotation=f"{pair}/{annotator}", choice=choice, shown_order="ab",
+        updated_at=datetime(2026, 1, 1, 0, 0, second), reply="{}", run_id="r",
     )  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def labels(*specs: Spec) -> list[Record]:
 
 def by_pair(warehouse: Warehouse, column: str, *arguments: Any) -> dict[str, Any]:
     frame = known(warehouse, *arguments)
-    assert frame.columns == ["pair_id", "video_id", "choice", "p_a", "weight", "stratum"]
+    assert frame.columns == ["pair_id", "cluster", "choice", "p_a", "weight", "stratum"]
     return dict(zip(frame["pair_id"], frame[column], strict=True))
 
 
@@ -90,7 +90,7 @@ def test_the_truth_of_the_shapes_world_is_known_and_equal_truths_are_a_tie(wareh
     assert by_pair(warehouse, "choice", "truth") == {"p0": "a", "p1": "b", "p2": "tie", "p3": "a"}
     assert by_pair(warehouse, "p_a", "truth") == {"p0": 1.0, "p1": 0.0, "p2": 0.5, "p3": 1.0}
     assert set(by_pair(warehouse, "weight", "truth").values()) == {1.0}
-    assert by_pair(warehouse, "video_id", "truth")["p3"] == "v1"
+    assert by_pair(warehouse, "cluster", "truth")["p3"] == "v1"
 
 
 def test_people_outrank_the_truth_where_nobody_says_which_is_meant(warehouse: Warehouse) -> None:
@@ -121,6 +121,38 @@ def test_a_pair_of_two_plans_stands_for_both_and_a_named_plan_for_itself(warehou
     assert by_pair(warehouse, "weight", "humans") == {"p0": 7.0, "p1": 2.0}
     assert by_pair(warehouse, "stratum", "humans") == {"p0": None, "p1": "x"}
     assert by_pair(warehouse, "weight", "humans", "two") == {"p0": 5.0}
+
+
+def test_cuts_of_one_source_are_one_cluster(warehouse: Warehouse) -> None:
+    warehouse.append([*pairs(), *plan("one", {"p0": ("s", 1.0), "p3": ("s", 1.0)})])
+    warehouse.append([said("one", "p0", "a"), said("one", "p3", "a")])
+    warehouse.execute("UPDATE videos SET video_group = 'film'")
+    for against in ("truth", "humans"):
+        assert set(by_pair(warehouse, "cluster", against).values()) == {"film"}
+
+
+def test_a_person_who_judged_a_pair_in_two_plans_votes_once_and_the_last_word_counts(warehouse: Warehouse) -> None:
+    warehouse.append([*pairs(), *plan("one", {"p0": ("s", 1.0)}), *plan("two", {"p0": ("s", 1.0)})])
+    warehouse.append([said("one", "p0", "b"), said("two", "p0", "a", second=5), said("one", "p0", "tie", "2")])
+    assert warehouse.rows("SELECT choice, p_a, verdicts, annotators FROM human_preferences") == [
+        {"choice": "tie", "p_a": 0.75, "verdicts": 2, "annotators": 2}
+    ]
+
+
+def test_a_named_plan_has_the_verdicts_of_that_plan_alone(warehouse: Warehouse) -> None:
+    warehouse.append([*pairs(), *plan("one", {"p0": ("s", 1.0)}), *plan("two", {"p0": ("s", 1.0)})])
+    warehouse.append([said("one", "p0", "b"), said("two", "p0", "a", "1", 5), said("two", "p0", "both_bad", "2")])
+    assert by_pair(warehouse, "choice", "humans", "one") == {"p0": "b"}
+    assert by_pair(warehouse, "p_a", "humans", "two") == {"p0": 0.75}
+    assert by_pair(warehouse, "choice", "humans", "two") == {"p0": "tie"}
+
+
+def test_a_stratum_that_nobody_has_judged_is_not_forgotten(warehouse: Warehouse) -> None:
+    tasks = {"p0": ("easy", 10.0), "p1": ("easy", 10.0), "p2": ("hard", 3.0), "p3": ("hard", 2.0)}
+    warehouse.append([*pairs(), *plan("one", tasks), said("one", "p0", "a")])
+    assert unjudged(warehouse) == unjudged(warehouse, "one") == (1, 0.2)
+    warehouse.append([said("one", "p3", "a")])
+    assert unjudged(warehouse) == (0, 0.0)
 
 
 def test_who_asks_for_what_is_not_known_is_told_how_to_get_it(warehouse: Warehouse) -> None:

@@ -117,6 +117,30 @@ def test_results_that_the_server_believes_are_refused(
     assert audit(command, "close", warehouse, name).code == 2
 
 
+def test_verdicts_that_were_taken_back_and_tasks_that_were_made_twice(
+    make_plan: MakePlan, studio: Studio, name: str, command: Command
+) -> None:
+    warehouse = make_plan(overlap=0)
+    audit(command, "push", warehouse, name)
+    number = project_of(warehouse, name)
+    tasks = studio.tasks(number)
+    gone, left_out = (studio.submit(task["id"], "A") for task in tasks[:2])
+    assert audit(command, "pull", warehouse, name).code == 0
+    studio.ask("DELETE", f"/api/annotations/{gone}/")
+    studio.ask("PATCH", f"/api/annotations/{left_out}/", json={"was_cancelled": True})
+    back = audit(command, "pull", warehouse, name)
+    assert back.code == 0 and "2 rows written" in back.out and "2 withdrawn" in back.out
+    assert warehouse.value("SELECT count(*) FROM human_verdicts") == 0
+    assert "0 rows written" in audit(command, "pull", warehouse, name).out
+
+    studio.ask("POST", f"/api/projects/{number}/import", json=[{"data": task["data"]} for task in tasks[:3]])
+    (copy,) = [task["id"] for task in studio.tasks(number)[18:] if task["data"] == tasks[0]["data"]]
+    studio.submit(copy, "B")
+    assert "3 tasks were there twice" in audit(command, "push", warehouse, name).out
+    standing = {task["id"] for task in studio.tasks(number)}
+    assert len(standing) == 18 and standing == {task["id"] for task in tasks[1:]} | {copy}
+
+
 def test_tasks_project_and_config_that_were_changed_on_the_server(
     make_plan: MakePlan, studio: Studio, name: str, command: Command
 ) -> None:

@@ -115,6 +115,20 @@ def test_bias_counts_verdicts_by_what_was_shown_first(full: Warehouse) -> None:
         assert row["conflict_rate"] == pytest.approx(conflicts / 100)
 
 
+def test_labels_of_no_order_name_no_place_and_half_judged_pairs_agree_with_nobody(full: Warehouse) -> None:
+    full.append(third_judge(full))
+    full.execute("UPDATE labels SET shown_order = 'both', choice = 'b' WHERE spec_id = 'third'")
+    (row,) = full.rows("FROM judge_bias WHERE judge = 'third'")
+    assert (row["first_position_rate"], row["conflict_rate"]) == (None, None)
+    torn = full.rows("SELECT pair_id, judge FROM preferences WHERE conflict ORDER BY ALL LIMIT 1")[0]
+    rate, pairs = "SELECT conflict_rate FROM judge_bias WHERE judge = ?", "SELECT sum(pairs) FROM label_agreement"
+    before, shared = full.value(rate, [torn["judge"]]), full.value(pairs)
+    full.execute("DELETE FROM labels WHERE pair_id = ? AND spec_id = ? AND shown_order = 'ba'", [*torn.values()])
+    assert full.value(rate, [torn["judge"]]) == pytest.approx((100 * before - 1) / 99)
+    judged_by = full.value("SELECT count(DISTINCT spec_id) FROM labels WHERE pair_id = ?", [torn["pair_id"]])
+    assert full.value(pairs) == shared - (judged_by - 1)
+
+
 def test_cost_is_told_by_stage_model_and_engine(warehouse: Warehouse) -> None:
     small, large = {"model": "small"}, {"model": "large"}
     warehouse.append(

@@ -91,8 +91,9 @@ def probe_id(
     return row_id("probe", spec, kind, anchor, engine, question, response_a, response_b, context, shown_order)
 
 
-def audit_plan_id(name: str) -> str:
-    return row_id("audit_plan", name)
+def audit_plan_id(name: str, judge: str, config: str) -> str:
+    """The config says which pairs were drawn, so plans of one name in two warehouses are two plans."""
+    return row_id("audit_plan", name, judge, config)
 
 
 def audit_task_id(plan: str, pair: str) -> str:
@@ -277,7 +278,7 @@ ROWS: Mapping[str, Key] = {
         " question_id, response_a, response_b, context_id, shown_order FROM probes",
         probe_id,
     ),
-    "audit_plans": Key("SELECT plan_id, name FROM audit_plans", audit_plan_id),
+    "audit_plans": Key("SELECT plan_id, name, judge, config FROM audit_plans", audit_plan_id),
     "audit_tasks": Key("SELECT audit_task_id, plan_id, pair_id FROM audit_tasks", audit_task_id),
     "audit_projects": Key("SELECT audit_project_id, plan_id, url, project FROM audit_projects", audit_project_id),
     "audits": Key("SELECT audit_id, plan_id, annotation, updated_at FROM audits", audit_id),

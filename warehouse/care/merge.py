@@ -51,7 +51,7 @@ NO_CONTENT: Mapping[str, tuple[str, ...]] = {
     "checkpoints": ("path", "config"),
     "exports": ("path",),
     "failures": ("message",),
-    "audit_projects": ("closed_at",),
+    "audit_projects": ("closed_at", "config_hash"),
     **dict.fromkeys(
         ("captions", "contexts", "responses", "ratings", "labels", "probes", "answers"), ("cached_tokens",)
     ),

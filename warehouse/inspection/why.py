@@ -40,7 +40,7 @@ KEY_PARTS = {
         "context_id",
         "shown_order",
     ),
-    "audit_plans": ("name",),
+    "audit_plans": ("name", "judge", "config"),
     "audit_tasks": ("plan_id", "pair_id"),
     "audit_projects": ("plan_id", "url", "project"),
     "audits": ("plan_id", "annotation", "updated_at"),

@@ -74,6 +74,16 @@ class MemoryServer:
         self.stored[project] += fresh
         return [task["id"] for task in fresh]
 
+    def untouched(self, task: int) -> bool:
+        self._arrives()
+        (stored,) = [one for one in itertools.chain(*self.stored.values()) if one["id"] == task]
+        return not stored["annotations"]
+
+    def delete_task(self, task: int) -> None:
+        self._arrives()
+        for stored in self.stored.values():
+            stored[:] = [one for one in stored if one["id"] != task]
+
     def set_data(self, task: int, data: Mapping[str, Any]) -> None:
         self._arrives()
         for stored in itertools.chain(*self.stored.values()):
@@ -117,20 +127,25 @@ def server() -> Any:
     return MemoryServer()
 
 
-@pytest.fixture(scope="session")
-def judged_file(
-    empty: Path, judged_rows: Callable[..., list[Record]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+JudgedRows = Callable[..., list[Record]]
+
+
+def film(empty: Path, folder: Path, letter: str, judged_rows: JudgedRows) -> Warehouse:
     """40 videos of 5 pairs each, judged in both orders. The videos have no files."""
-    names = [f"v{number:02}" for number in range(40)]
+    names = [f"{letter}{number:02}" for number in range(40)]
     videos = [
         Video(video_id=name, uri=f"{name}.mp4", source="t", video_group=name, status="ok", fps=12.0,
-              split="train" if name < "v30" else "test", run_id="test")
+              split="train" if name[1:] < "30" else "test", run_id="test")
         for name in names
     ]  # fmt: skip
-    warehouse = Warehouse(Path(shutil.copy(empty, tmp_path_factory.mktemp("judged") / "w.duckdb")))
+    warehouse = Warehouse(Path(shutil.copy(empty, folder / f"{letter}.duckdb")))
     warehouse.append([*videos, *judged_rows(names)])
-    return warehouse.path
+    return warehouse
+
+
+@pytest.fixture(scope="session")
+def judged_file(empty: Path, judged_rows: JudgedRows, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return film(empty, tmp_path_factory.mktemp("judged"), "v", judged_rows).path
 
 
 @pytest.fixture
@@ -151,3 +166,12 @@ def planned_file(judged_file: Path) -> Path:
 def planned(planned_file: Path, tmp_path: Path) -> Warehouse:
     """The same with the plan `spring`: 30 pairs, 6 of them for two people."""
     return Warehouse(Path(shutil.copy(planned_file, tmp_path / "w.duckdb")))
+
+
+@pytest.fixture
+def neighbour(empty: Path, tmp_path: Path, judged_rows: JudgedRows) -> Warehouse:
+    """Another warehouse with as many videos, the same judge, and a plan of the same name and settings."""
+    warehouse = film(empty, tmp_path, "n", judged_rows)
+    judge = warehouse.value("SELECT any_value(spec_id) FROM labels")
+    plan_audit(warehouse, "spring", Asked(judge=judge, size=30))
+    return warehouse

@@ -32,7 +32,7 @@ def bring(warehouse: Warehouse, server: Server) -> None:
     def place(pair: AuditPair) -> str:
         return f"http://videos/{pair.video_id}"
 
-    push(warehouse, find_plan(warehouse, "spring"), server, lambda project: place)
+    push(warehouse, find_plan(warehouse, "spring"), server, lambda *_: place)
 
 
 def ids(warehouse: Warehouse) -> list[str]:
@@ -67,7 +67,7 @@ def test_two_halves_of_an_audit_merge(planned: Warehouse, server: Server, comman
     pull(planned, find_plan(planned, "spring"), server)
     server.submit(pairs[1].pair_id, "B", user=2)
     pull(other, find_plan(other, "spring"), server)
-    planned.execute("UPDATE audit_projects SET closed_at = TIMESTAMP '2026-11-25 10:00:00'")
+    planned.execute("UPDATE audit_projects SET closed_at = TIMESTAMP '2026-11-25 10:00:00', config_hash = 'newer'")
     merged = command("merge", planned.path, other.path)
     assert merged.code == 0, merged.err + merged.out
     assert planned.value("SELECT count(*) FROM audits") == 2

@@ -80,6 +80,29 @@ def test_videos_are_copied_below_the_root_and_only_once(filmed: Warehouse, tmp_p
     assert copy.stat().st_mtime_ns == before and [file.name for file in copy.parent.iterdir()] == [copy.name]
 
 
+def test_a_copy_that_is_not_whole_or_leads_elsewhere_is_made_anew(filmed: Warehouse, tmp_path: Path) -> None:
+    (root := tmp_path / "media").mkdir()
+    pair = pairs(filmed)[0]
+    local(filmed, root)(pair)
+    copy, whole = root / "vlm-rlaif-abc" / f"{pair.video_id}.mp4", filmed.video_path(pair.uri).read_bytes()
+    copy.write_bytes(whole[:10])
+    local(filmed, root)(pair)
+    assert copy.read_bytes() == whole and copy.stat().st_mode & 0o777 == 0o644, "others may read it, too"
+    (secret := tmp_path / "secret.mp4").write_bytes(b"mine")
+    copy.unlink()
+    copy.symlink_to(secret)
+    local(filmed, root)(pair)
+    assert copy.read_bytes() == whole and not copy.is_symlink() and secret.read_bytes() == b"mine"
+
+
+def test_drafts_of_a_push_that_was_killed_are_removed(filmed: Warehouse, tmp_path: Path) -> None:
+    (folder := tmp_path / "media" / "vlm-rlaif-abc").mkdir(parents=True)
+    (folder / f"{places.DRAFT}x1y2").write_bytes(b"half")
+    (folder / "notes.txt").write_text("somebody's")
+    local(filmed, folder.parent)
+    assert [file.name for file in folder.iterdir()] == ["notes.txt"]
+
+
 def test_a_root_that_is_not_there_and_a_link_that_leads_out_are_refused(filmed: Warehouse, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="DOCUMENT_ROOT="):
         local(filmed, tmp_path / "nothing")

@@ -111,6 +111,17 @@ def test_the_arithmetic_is_told(judged: Warehouse) -> None:
     assert "200 pairs of 40 videos" in lines and "= 96 independent pairs" in lines and "design effect" in lines
 
 
+def test_the_promise_counts_the_weights_and_says_so(judged: Warehouse) -> None:
+    wanted = asked(judged, size=None, half_width=0.2, correlation=0.0)
+    plan = plan_audit(judged, "w", wanted)
+    weights = [row["weight"] for row in judged.rows("SELECT weight FROM audit_tasks")]
+    factor = (len(weights) * sum(weight**2 for weight in weights)) ** 0.5 / sum(weights)
+    assert plan.size.unequal == pytest.approx(factor) and factor > 1.001
+    assert plan.size.half_width == pytest.approx(1.96 * (0.25 / len(weights)) ** 0.5 * factor, rel=1e-3)
+    assert plan.size.half_width <= 0.2 * 1.001 and len(weights) >= 25
+    assert f"sqrt(n * sum(w^2)) / sum(w) = {factor:.3f} times as wide." in "\n".join(arithmetic(plan, wanted))
+
+
 def test_the_command_plans_and_tells_the_next_one(judged: Warehouse, command: Command) -> None:
     result = command("feedback", "audit", "plan", judged.path, "spring", "--size", 40)
     assert result.code == 0 and f"vlm-rlaif feedback audit push {judged.path} spring" in result.out

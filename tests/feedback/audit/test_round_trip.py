@@ -28,7 +28,7 @@ def bring(warehouse: Warehouse, server: Server, bad: str = "", at: str = "http:/
             raise VideoError(f"{bad}: its bytes have changed.")
         return f"{at}/video/{pair.video_id}"
 
-    return push(warehouse, find_plan(warehouse, "spring"), server, lambda project: place, **how)
+    return push(warehouse, find_plan(warehouse, "spring"), server, lambda *_: place, **how)
 
 
 def tasks(server: Server) -> list[dict[str, Any]]:

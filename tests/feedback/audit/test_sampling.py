@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_rlaif.feedback.audit.sampling import allocate, draw, expected, overlapping, sides, size_for
+from vlm_rlaif.feedback.audit.sampling import allocate, draw, expected, overlapping, sides, size_for, weighting
 
 populations = st.dictionaries(st.text("abcdef", min_size=1), st.integers(1, 500), min_size=1, max_size=12)
 
@@ -78,6 +78,21 @@ def test_sides_have_no_pattern_that_people_could_learn() -> None:
 def test_the_overlap_is_as_large_as_it_was_asked_for(count: int, share: float) -> None:
     names = [f"p{number}" for number in range(count)]
     assert len(overlapping(names, share, 0)) == round(share * count)
+
+
+@given(populations, st.integers(1, 600))
+def test_the_price_of_unequal_weights_is_that_of_their_list(populations: dict[str, int], size: int) -> None:
+    taken = allocate(populations, max(size, len(populations)))
+    weights = [populations[name] / taken[name] for name in populations for _ in range(taken[name])]
+    slow = (len(weights) * sum(weight**2 for weight in weights)) ** 0.5 / sum(weights)
+    assert weighting(populations, taken) == pytest.approx(slow) and slow >= 1 - 1e-12
+
+
+def test_unequal_weights_need_more_pairs_for_the_same_interval() -> None:
+    fair, unfair = (
+        size_for(0.05, 10**6, 10**6, agreement=0.5, correlation=0.1, unequal=unequal) for unequal in (1.0, 1.2)
+    )
+    assert (fair.pairs, unfair.pairs) == (385, 554) and unfair.half_width == pytest.approx(0.05, rel=0.01)
 
 
 def test_independent_pairs_need_the_textbooks_size() -> None:

@@ -342,6 +342,7 @@ def test_the_commands_pin_list_and_plan(labelled: Warehouse, recipe_file: Path, 
 
 
 def test_an_engine_is_named_with_its_version() -> None:
+    pytest.importorskip("transformers")
     name, _, version = EngineSettings("transformers").versioned.partition(" ")
     assert name == "transformers" and version[:1].isdigit()
     assert EngineSettings(servers=("http://127.0.0.1:1/v1",)).versioned == "server"

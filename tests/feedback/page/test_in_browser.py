@@ -6,7 +6,6 @@ With `VLM_RLAIF_SCREENSHOTS` set to a folder, what the pages look like is saved 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,6 @@ from vlm_rlaif.warehouse.records import row_id
 from vlm_rlaif.warehouse.store import Warehouse
 
 pytestmark = pytest.mark.browser
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]  # fmt: skip
 PATIENCE_MS = 20_000
 CAT = f"/pair/{row_id('pair', 'cat', 0)}"
 OWL = f"/pair/{row_id('pair', 'owl', 0)}"
@@ -32,16 +29,6 @@ WIDER = """width => [...document.querySelectorAll("body *")]
   .filter(part => !part.closest(".table") && part.getBoundingClientRect().right > width)
   .map(part => `${part.tagName}.${part.className}`)"""
 """What sticks out of the window; a table scrolls by itself."""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=QUIET)
-        yield opened
-        opened.close()
 
 
 class Seen:

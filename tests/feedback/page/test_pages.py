@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -157,12 +159,12 @@ def test_the_browser_is_told_to_run_nothing_else(site: Any, address: str) -> Non
 @pytest.mark.parametrize(
     "address",
     ["/pair/0123456789abcdef0123", "/pair/", "/pair/%27%20OR%201=1", "/static/../server.py", "/static/%2e%2e/cli.py",
-     "/static/", "/etc/passwd", "/%00", "/pair/<script>x</script>"],
+     "/static/", "/etc/passwd", "/%00", "/pair/<script>x</script>", "//[", "//[::1"],
 )  # fmt: skip
 def test_what_is_not_there_is_a_404_in_words(site: Any, address: str) -> None:
     reply = site.get(address.replace("<", "%3C"))
     assert reply.status == 404
-    assert "There is nothing at" in reply.text
+    assert "There is nothing at" in reply.text or "is no address" in reply.text
     Reader(reply.text)
 
 
@@ -320,3 +322,15 @@ def test_commands_on_a_page_can_be_copied_whole(site: Any, seen: Warehouse) -> N
     copied = re.findall(r'data-copy="([^"]+)"', page)
     assert len(copied) > 10
     assert all(json.dumps(line) and line.startswith(f"vlm-rlaif why {seen.path} ") for line in copied)
+
+
+def test_a_warehouse_with_a_space_in_its_name_is_quoted_in_commands(
+    seen_file: Path, empty: Path, tmp_path: Path, show: Callable[[Warehouse], Any]
+) -> None:
+    (folder := tmp_path / "my data").mkdir()
+    full, bare = (Warehouse(Path(shutil.copy(file, folder / name))) for file, name in
+                  ((seen_file, "full.duckdb"), (empty, "bare.duckdb")))  # fmt: skip
+    with show(full) as site:
+        assert html.escape(f"why '{full.path}' ") in site.get(f"/pair/{pair_id('cat', 0)}").text
+    with show(bare) as site:
+        assert html.escape(f"vlm-rlaif add '{bare.path}' FOLDER_OF_VIDEOS") in site.get("/").text

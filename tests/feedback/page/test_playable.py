@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_rlaif.feedback.page.playable import playable, proxies_of
+from vlm_rlaif.feedback.page.playable import playable
 from vlm_rlaif.warehouse.errors import UserError
+from vlm_rlaif.warehouse.media.frame_cache import proxies_of
 from vlm_rlaif.warehouse.media.frames import VideoError
 from vlm_rlaif.warehouse.media.video import content_id, probe
 from vlm_rlaif.warehouse.store import Warehouse

@@ -79,7 +79,8 @@ def test_a_part_past_the_end_is_refused_with_the_size(server: LoopbackServer, as
     assert (reply.status, reply.body, reply.headers["Content-Range"]) == (416, b"", "bytes */10240")
 
 
-@pytest.mark.parametrize("asked", ["bytes=", "bytes=-", "bytes=9-5", "bytes=0-1,5-6", "lines=1-2", "bytes=a-b", "x"])
+@pytest.mark.parametrize("asked", ["bytes=", "bytes=-", "bytes=9-5", "bytes=0-1,5-6", "lines=1-2", "bytes=a-b", "x",
+                                   f"bytes={'9' * 5000}-", f"bytes=-{'9' * 5000}"])  # fmt: skip
 def test_a_range_that_says_nothing_means_all(server: LoopbackServer, asked: str) -> None:
     assert ask(server, f"/video/{KNOWN}", Range=asked).status == 200
 
@@ -113,10 +114,17 @@ def test_what_cannot_be_given_is_a_404_in_words(server: LoopbackServer, address:
     assert reply.headers["Content-Type"].startswith("text/plain")
 
 
-@pytest.mark.parametrize("name", ["evil.example", "evil.example:{port}", "127.0.0.1", "127.0.0.1:1", ""])
+@pytest.mark.parametrize(
+    "name", ["evil.example", "evil.example:{port}", "127.0.0.1.evil.example", "localhost:1@evil.example", "::1", ""]
+)
 def test_a_page_that_calls_this_machine_by_its_own_name_gets_nothing(server: LoopbackServer, name: str) -> None:
     reply = ask(server, f"/video/{KNOWN}", Host=name.format(port=server.server_port))
     assert (reply.status, len(reply.body) < 200) == (403, True)
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost", "127.0.0.1:9999", "localhost:{port}", "[::1]:80"])
+def test_a_browser_may_come_through_a_tunnel_of_another_port(server: LoopbackServer, name: str) -> None:
+    assert ask(server, f"/video/{KNOWN}", Host=name.format(port=server.server_port)).status == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS"])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from vlm_rlaif.feedback.stats import bias
 from vlm_rlaif.feedback.stats.estimates import clustered_mean
-from vlm_rlaif.feedback.stats.intervals import freedom, mean, rate
+from vlm_rlaif.feedback.stats.intervals import degrees_of_freedom, mean, rate
 
 CHOICES = st.sampled_from(["a", "b", "tie"])
 ORDERS = st.sampled_from(["ab", "ba"])
@@ -43,22 +43,27 @@ def test_videos_of_unequal_sizes_make_it_wider() -> None:
 
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=30))
 def test_degrees_of_freedom_lie_between_one_and_those_of_equal_videos(sizes: list[int]) -> None:
-    found = freedom(np.array(sizes, float))
+    found = degrees_of_freedom(np.repeat(np.arange(len(sizes)), sizes))
     assert 1 <= found <= len(sizes) - 1 + 1e-6
     assert found == pytest.approx(len(sizes) - 1) or len(set(sizes)) > 1
-    assert freedom(np.full(2000, 3.0)) == 1999
+    assert degrees_of_freedom(np.repeat(np.arange(2000), 3)) == 1999
 
 
-def test_degrees_of_freedom_are_those_of_a_slow_simulation() -> None:
+@pytest.mark.parametrize("weigh", [False, True])
+def test_degrees_of_freedom_are_those_of_a_slow_simulation(weigh: bool) -> None:
     """Satterthwaite's: twice the squared mean over the variance of the sum of squared moves."""
-    sizes = np.array([12, 6, 3, 2, 2, 1])
-    n, random, squares = sizes.sum(), np.random.default_rng(1), []
+    sizes = [12, 6, 3, 2, 2, 1]
+    cluster, random, squares = np.repeat(np.arange(6), sizes), np.random.default_rng(1), []
+    weights = np.where(np.arange(26) % 3 == 0, 4.0, 1.0) if weigh else np.ones(26)
+    total = np.bincount(cluster, weights)
     for _ in range(20_000):
-        items = [math.sqrt(0.3) * random.normal() + math.sqrt(0.7) * random.normal(size=k) for k in sizes]
-        centre = sum(part.sum() for part in items) / n
-        squares.append(sum(((part.sum() - len(part) * centre) / (n - len(part))) ** 2 for part in items))
+        items = math.sqrt(0.3) * random.normal(size=6)[cluster] + math.sqrt(0.7) * random.normal(size=26)
+        centre = np.average(items, weights=weights)
+        moves = np.bincount(cluster, weights * (items - centre)) / (total.sum() - total)
+        squares.append(float(moves @ moves))
     simulated = 2 * np.mean(squares) ** 2 / np.var(squares)
-    assert freedom(sizes.astype(float)) == pytest.approx(simulated, rel=0.05)
+    assert degrees_of_freedom(cluster, weights) == pytest.approx(simulated, rel=0.05)
+    assert degrees_of_freedom(cluster, 7 * weights) == pytest.approx(degrees_of_freedom(cluster, weights))
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.integers(0, 5)), min_size=1, max_size=40))
@@ -78,6 +83,56 @@ def test_without_exception_is_not_without_doubt() -> None:
     assert rate([0.0] * 1000, [n % 3 for n in range(1000)]).high == pytest.approx(0.86, abs=0.01)
     assert rate([], []).value is None
     assert rate([1.0, None], ["u", "v"]).n == 1
+
+
+@given(st.lists(st.tuples(st.floats(0.1, 10), st.integers(0, 9)), min_size=2, max_size=40))
+def test_what_nobody_contradicts_has_an_interval_whatever_the_weights(items: list[tuple[float, int]]) -> None:
+    """Sums of weights are rounded: a unanimous audit must not seem to be sure because 3 x 0.1 is not 0.3."""
+    weights, videos = np.array([weight for weight, _ in items]), [video for _, video in items]
+    if len(set(videos)) > 1:
+        always, never = (rate(np.full(len(items), value), videos, weights=weights) for value in (1.0, 0.0))
+        assert (always.value, always.high, never.value, never.low) == (1.0, 1.0, 0.0, 0.0)
+        assert always.low < 0.9 and never.high > 0.1  # type: ignore[operator]
+        assert always.low == pytest.approx(1 - never.high)  # type: ignore[operator]
+
+
+def test_a_spread_of_rounding_errors_is_none() -> None:
+    """Every video has one of each: nothing moves the mean, but for the last digit."""
+    values, videos = [1.0, 0.0] * 7, np.repeat(np.arange(7), 2).tolist()
+    found = rate(values, videos, weights=np.full(14, 0.1))
+    assert found.high - found.low > 0.5  # type: ignore[operator]
+
+
+def test_an_item_counts_as_often_as_it_weighs() -> None:
+    """With a video for each, weights that differ make the interval wider; weight 0 is nobody."""
+    values, videos = np.array([1.0, 0, 1, 1, 0, 1, 0, 1]), list(range(8))
+    weights = np.array([3.0, 1, 2, 1, 1, 1, 4, 0])
+    found = mean(values, videos, weights=weights)
+    assert found.value == pytest.approx(np.repeat(values, weights.astype(int)).mean())
+    assert (found.n, found.missing) == (7, 1)
+    for measure in (mean, rate):
+        equal, scaled = measure(values, videos), measure(values, videos, weights=np.full(8, 3.0))
+        assert (equal.low, equal.high) == pytest.approx((scaled.low, scaled.high))
+    assert rate([1.0], ["u"], weights=np.zeros(1)).value is None
+
+
+def test_nine_in_ten_intervals_of_a_weighted_share_hold_the_truth() -> None:
+    """Half of an audit are pairs of a stratum that is a tenth of all, and they are right less often."""
+    held = 0
+    for seed in range(300):
+        random = np.random.default_rng(seed)
+        hard = np.repeat([True, False], 30)
+        values = (random.random(60) < np.where(hard, 0.5, 0.97)).astype(float)
+        found = rate(values, list(range(60)), weights=np.where(hard, 1.0, 9.0))
+        held += inside(0.1 * 0.5 + 0.9 * 0.97, found)
+    assert held >= 279
+
+
+def test_a_heavy_stratum_without_a_mistake_does_not_make_sure() -> None:
+    """The six mistakes are all of pairs that weigh little; one in a pair that weighs much would change all."""
+    values, weights = np.array([0.0] * 6 + [1.0] * 54), np.repeat([1.0, 9.0], 30)
+    found = rate(values, list(range(60)), weights=weights)
+    assert found.value == pytest.approx(0.98) and found.low < 0.93  # type: ignore[operator]
 
 
 # Position
@@ -149,6 +204,18 @@ def test_the_planted_coefficient_of_length_lies_in_its_interval(planted: float) 
     assert inside(planted, found) and found.high - found.low < 0.6  # type: ignore[operator]
     confounded = bias.length_coefficient(label, a, b, video.tolist())
     assert confounded.value > found.value  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("with_margin", [True, False])
+def test_a_pair_that_weighs_three_is_three_pairs_of_its_video(with_margin: bool) -> None:
+    label, a, b, video, margin = judged_by_length(0.7, 1.5, videos=30)
+    times = np.where(np.arange(len(label)) % 2, 3, 1)
+    whole = [np.repeat(each, times) for each in (label, a, b, video, margin)]
+    quality, repeated = (margin, whole[4]) if with_margin else (None, None)
+    ours = bias.length_coefficient(label, a, b, video.tolist(), quality, weights=times.astype(float))
+    twin = bias.length_coefficient(whole[0], whole[1], whole[2], whole[3].tolist(), repeated)
+    assert ours.value == pytest.approx(twin.value, abs=1e-6)
+    assert ours.high == pytest.approx(twin.high, rel=0.02)
 
 
 @given(st.integers(0, 20))
