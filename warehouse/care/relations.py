@@ -103,7 +103,7 @@ def _gather_failures(connection: duckdb.DuckDBPyConnection, source: str) -> None
     connection.register("asked", table)
     refused = (  # what a person submitted about a pair has no id that could be computed
         f"SELECT f.row_id AS id, g.video_id FROM {source}failures f JOIN gone_pairs g"
-        " ON g.id = TRY_CAST(f.reply AS JSON)->>'$.pair_id' WHERE f.stage = 'audit'"
+        " ON g.id = (TRY_CAST(f.reply AS JSON)->>'$.pair_id') WHERE f.stage = 'audit'"
     )
     rows = " UNION ALL ".join(["SELECT id, video_id FROM asked", refused, *(f"FROM gone_{table}" for table in MADE)])
     connection.execute(

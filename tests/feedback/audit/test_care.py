@@ -82,7 +82,8 @@ def test_verdicts_and_refused_words_go_with_their_video(audited: Warehouse, comm
     of = "JOIN pairs USING (pair_id) JOIN questions USING (question_id)"
     video = audited.value(f"SELECT video_id FROM audit_tasks {of} WHERE pair_id = ?", [refused["pair_id"]])
     tasks = audited.value(f"SELECT count(*) FROM audit_tasks {of} WHERE video_id = ?", [video])
-    assert command("remove", audited.path, video, "--yes").code == 0
+    done = command("remove", audited.path, video, "--yes")
+    assert done.code == 0, done.err
     assert audited.value("SELECT count(*) FROM audit_tasks") == 30 - tasks
     assert audited.value("SELECT count(*) FROM failures WHERE stage = 'audit'") == 0
     assert audited.value("SELECT count(*) FROM audits a ANTI JOIN pairs p USING (pair_id)") == 0
