@@ -122,6 +122,10 @@ def figures(warehouse: Warehouse, recipe: Recipe) -> dict[str, dict[str, Any]]:
         found[f"votes_{arm}_over_one"] = figure(single, f"five votes over the first of them, {arm}")
         about = f"five votes over the probabilities of one token, {arm}"
         found[f"votes_{arm}_over_choice"] = figure(difference(votes, of[arm]), about)
+        claims = difference(of[f"claims_{arm}"], of[arm])
+        found[f"claims_{arm}_over_choice"] = figure(claims, f"claims over the probabilities of one token, {arm}")
+        mean = difference(of[f"mean_{arm}"], of[arm])
+        found[f"mean_{arm}_over_choice"] = figure(mean, f"the mean panel over the probabilities of one token, {arm}")
     together = [one for name, one in found.items() if name.startswith("panel_") or name.endswith("_over_one")]
     return found | {"together_points": min(together, key=lambda one: one["high"])}
 
