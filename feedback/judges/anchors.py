@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from vlm_rlaif.feedback.known import find_judge
+from vlm_rlaif.warehouse.care.keys import anchor_id
 from vlm_rlaif.warehouse.errors import UserError, nearest
-from vlm_rlaif.warehouse.records import Anchor, Record, row_id
+from vlm_rlaif.warehouse.records import Anchor, Record
 from vlm_rlaif.warehouse.runs import BATCH_ROWS, Outcome, derive
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -59,7 +60,7 @@ def pin(warehouse: Warehouse, name: str, judge: str | None, *, size: int = 200, 
 
     def rows(run_id: str) -> Iterator[Record]:
         for pair in chosen:
-            yield Anchor(anchor_id=row_id("anchor", name, pair), name=name, pair_id=pair, run_id=run_id)
+            yield Anchor(anchor_id=anchor_id(name, pair), name=name, pair_id=pair, run_id=run_id)
 
     config = {"name": name, "judge": spec, "size": size, "seed": seed}
     return derive(warehouse, "pin", config, rows)

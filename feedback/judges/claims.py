@@ -19,9 +19,9 @@ from vlm_rlaif.datagen.policies import pairs_of
 from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.feedback.judges.model import JudgeModel
 from vlm_rlaif.feedback.judges.rate import PAIRED, Rated, RateStage, upstream_of
-from vlm_rlaif.warehouse.care.keys import SENTENCE, SENTENCES
+from vlm_rlaif.warehouse.care.keys import SENTENCE, SENTENCES, rating_id
 from vlm_rlaif.warehouse.config import Recipe
-from vlm_rlaif.warehouse.records import Rating, Record, Spec, row_id
+from vlm_rlaif.warehouse.records import Rating, Record, Spec
 from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -79,7 +79,7 @@ class SplitStage:
             f" JOIN questions q USING (question_id) WHERE {self.questions.where}"
             " ORDER BY q.video_id, r.question_id, r.response_id",
             self.questions.parameters,
-            row_id=lambda row: row_id("rating", self.spec.spec_id, row["question_id"], row["response_id"], ITEM),
+            row_id=lambda row: rating_id(self.spec.spec_id, row["question_id"], row["response_id"], ITEM),
             first=(missing, {"spec": self.spec.spec_id, "everything": everything, **parameters}),
         )
 

