@@ -20,9 +20,10 @@ from vlm_rlaif.datagen.policies import pairs_of, rating_specs
 from vlm_rlaif.datagen.stages.pair import Pairs
 from vlm_rlaif.datagen.stages.questions import Questions
 from vlm_rlaif.feedback.judges.model import JudgeModel
+from vlm_rlaif.warehouse.care.keys import rating_id
 from vlm_rlaif.warehouse.config import Recipe
 from vlm_rlaif.warehouse.judge_settings import Grading
-from vlm_rlaif.warehouse.records import Rating, Record, Spec, row_id
+from vlm_rlaif.warehouse.records import Rating, Record, Spec
 from vlm_rlaif.warehouse.spool import Row, Spool
 from vlm_rlaif.warehouse.store import Warehouse
 
@@ -94,8 +95,8 @@ class RateStage:
         )
 
     def _rating_id(self, row: Row) -> str:
-        item = [row["item"]] if self.asks else []
-        return row_id("rating", self.spec.spec_id, row["question_id"], row["response_id"], *item)
+        item = row["item"] if self.asks else None
+        return rating_id(self.spec.spec_id, row["question_id"], row["response_id"], item)
 
     def request(self, warehouse: Warehouse, row: Row) -> Request:
         values = {"question": row["question"], "response": row["response"]}
